@@ -1,0 +1,1 @@
+"""Convolutional networks as pure functions: models, tasks, data, training."""

@@ -1,0 +1,78 @@
+"""Classification: one label for an example."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cnn import pictures
+from cnn.config import Spec
+from cnn.tasks import Apply, Batch, Pictures, Totals, class_names, input_field, ratios
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Softmax cross-entropy over the classes of `label`; reads an image, signal, token sequence or video."""
+
+    label_smoothing: float = 0.0  # this share of the target is spread evenly over all classes (Szegedy et al. 2016)
+
+    directions: ClassVar[Mapping[str, str]] = {'accuracy': 'max', 'loss': 'min'}
+
+    def fields(self, spec: Spec) -> tuple[str, ...]:
+        return input_field(spec.shapes, 'classification'), 'label'
+
+    def inputs(self, spec: Spec) -> tuple[jax.ShapeDtypeStruct]:
+        field = input_field(spec.shapes, 'classification')
+        return (jax.ShapeDtypeStruct((1, *spec.shapes[field]), spec.dtypes[field]),)
+
+    def num_outputs(self, spec: Spec) -> int:
+        return len(class_names(spec, 'label', 'classification'))
+
+    def loss(self, apply: Apply, variables: Any, batch: Batch, key: jax.Array) -> Any:
+        inputs = batch[input_field(batch, 'classification')]
+        logits, model_state = apply(variables, inputs, train=True, key=key)  # [N, classes]
+        targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], logits.shape[-1]), self.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)  # [N]
+        count = batch['valid'].sum()
+        correct = (logits.argmax(-1) == batch['label']) & batch['valid']
+        return ((losses * batch['valid']).sum(), count), (model_state, {'accuracy': (correct.sum(), count)})
+
+    def predict(self, apply: Apply, variables: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        logits, _ = apply(variables, batch[input_field(batch, 'classification')], train=False)
+        return {'logits': logits, 'label': logits.argmax(-1)}
+
+    def metrics(self, predictions: dict[str, jax.Array], batch: Batch) -> Totals:
+        valid, label, predicted = batch['valid'], batch['label'], predictions['label']
+        count = valid.sum()
+        losses = optax.softmax_cross_entropy_with_integer_labels(predictions['logits'], label)
+        num_classes = predictions['logits'].shape[-1]
+        confusion = jnp.zeros((num_classes, num_classes), jnp.int32).at[label, predicted].add(valid)
+        return {
+            'accuracy': (((predicted == label) & valid).sum(), count),
+            'loss': ((losses * valid).sum(), count),
+            'confusion': (confusion, count),  # [true, predicted]
+        }
+
+    def collect(self, predictions: dict[str, np.ndarray], batch: Batch) -> tuple[np.ndarray, ...] | None:
+        """Images, labels and predictions of the misread examples."""
+        if 'image' not in batch:
+            return None
+        wrong = (predictions['label'] != batch['label']) & batch['valid']
+        return batch['image'][wrong], batch['label'][wrong], predictions['label'][wrong]
+
+    def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
+        names = class_names(spec, 'label', 'classification')
+        drawings: Pictures = {'confusion': lambda: pictures.confusion(totals['confusion'][0], names)}
+        if collected:
+            images, labels, predicted = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+            if len(images):
+                captions = [f'{names[a]} read {names[b]}' for a, b in zip(labels, predicted, strict=True)]
+                drawings['misread'] = lambda: pictures.grid(images[:40], captions[:40])
+        return ratios(totals), drawings
+
+
+TASK = Classification
