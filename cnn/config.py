@@ -4,6 +4,7 @@ Everything that decides the bits of a run stands here. The classes are plain and
 their fields one by one; `validate` is called once they are set. A field that is `None` (or, in `Augment`, zero) is off.
 """
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -16,7 +17,21 @@ from typing import Any, Optional
 
 
 class InputError(ValueError):
-    """The user's mistake: one line that names the input and the remedy; the launcher exits with code 2."""
+    """The user's mistake: one line that names the input and the remedy."""
+
+    exit_code = 2
+
+
+class RunFailed(Exception):
+    """What ends a run that was asked for rightly, in one line: divergence, a damaged checkpoint, a full disk."""
+
+    exit_code = 1
+
+
+class RunStopped(Exception):
+    """SIGTERM came; the state is saved and the same command resumes."""
+
+    exit_code = 75
 
 
 def nearest(kind: str, name: str, choices: Iterable[str]) -> InputError:
@@ -35,6 +50,7 @@ class Spec:
     dtypes: Mapping[str, str]  # NumPy's names
     class_names: Mapping[str, tuple[str, ...]]  # by field: label, box_labels, semantic
     num_examples: Mapping[str, int]  # by split; empty where that is not known yet
+    normalized: bool = False  # whether pixels were brought to mean 0 and deviation 1
 
 
 @dataclasses.dataclass
@@ -61,8 +77,8 @@ class Data:
 
     name: str = 'digits'
     train_split: str = 'train'
-    validation_split: str = 'validation'  # chooses the best checkpoint
-    test_split: str = 'test'  # read once, at the end
+    validation_split: Optional[str] = 'validation'  # chooses the best checkpoint
+    test_split: Optional[str] = 'test'  # read once, at the end
     batch_size: int = 128  # over all devices
     image_size: Optional[tuple[int, int]] = None  # height, width after resizing; None keeps the size of the data
     mean: tuple[float, ...] = ()  # by channel, of pixels scaled to 0..1; empty leaves them there
@@ -335,6 +351,22 @@ def steps(text: str, *, batch_size: int, num_examples: int, total: int) -> int:
     if not (math.isfinite(amount) and amount >= 0) or (not unit and amount != int(amount)):
         raise ValueError(text)
     return max(round(amount * units.get(unit, 1)), 1 if amount else 0)
+
+
+def split_numbers(config: Experiment) -> tuple[Experiment, dict[str, Any]]:
+    """Splits a resolved configuration into what decides the compiled program and the numbers that it takes as arguments.
+
+    The numbers are every float of task options, augmentation, optimizer, schedule and EMA, and the strengths of
+    augmentation that are on. In the first half NaN stands in their place, so that one which were compiled in would show.
+    """
+    structure, numbers = copy.deepcopy(config), {}
+    for part in ('augment', 'optimizer', 'schedule', 'ema', 'task'):
+        holder = structure.task.options if part == 'task' else vars(getattr(structure, part))
+        whole = part == 'augment'
+        kinds = (int, float) if whole else (float,)
+        numbers[part] = {name: value for name, value in holder.items() if type(value) in kinds and (value or not whole)}
+        holder.update(dict.fromkeys(numbers[part], math.nan))
+    return structure, numbers
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from PIL import Image
 
 # The images stand in the order of their source, the UCI test set, so the rows of another range are other writers'.
 SPLITS = {'train': (0, 1293), 'validation': (1293, 1437), 'test': (1437, 1797)}
-NUM_EXAMPLES = {split: stop - start for split, (start, stop) in SPLITS.items()}
 NAMES = tuple('0123456789')
 
 
@@ -36,11 +35,12 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Builder(tfds.core.GeneratorBasedBuilder):
     """image uint8 (8, 8, 1), label int64. Source: E. Alpaydin and C. Kaynak, UCI repository, 1998."""
 
     name = 'digits'
     VERSION = tfds.core.Version('1.0.0')
+    NUM_EXAMPLES = {split: stop - start for split, (start, stop) in SPLITS.items()}
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {

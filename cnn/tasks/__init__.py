@@ -60,7 +60,7 @@ class Task(Protocol):
         """Sums and counts over the examples where `batch['valid']`; sums may be arrays."""
 
     def collect(self, predictions: Any, batch: Batch) -> Any:
-        """What the host keeps of a batch, from NumPy arrays; None for nothing."""
+        """Arrays of fixed shape that the host keeps of a batch, for `summarize`; None for nothing."""
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         """Metrics and pictures of a whole split, on the host, in NumPy."""
@@ -78,10 +78,14 @@ def task_class(name: str) -> Any:
     return importlib.import_module(f'cnn.tasks.{name}').TASK
 
 
-def build(name: str, **options: Any) -> Task:
-    """The task of that name with those options. Raises InputError for a name, option or type that does not fit."""
-    cls = task_class(name)
-    return cls(**complete_options(f'task {name}', cls, {}, options))
+def options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of the task of that name. Raises InputError for a task, option or type that does not fit."""
+    return complete_options(f'task {name}', task_class(name), {}, given)
+
+
+def build(name: str, **given: Any) -> Task:
+    """The task of that name with those options; raises what `options` raises."""
+    return task_class(name)(**options(name, given))
 
 
 def input_field(fields: Mapping[str, Any], task: str) -> str:

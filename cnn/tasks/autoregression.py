@@ -35,7 +35,11 @@ class Autoregression:
 
     def inputs(self, spec: Spec) -> tuple[jax.ShapeDtypeStruct]:
         if 'tokens' not in spec.shapes and 'image' not in spec.shapes:
-            raise InputError(f'task autoregression needs tokens or image; the data has {", ".join(sorted(spec.shapes))}')
+            raise InputError(
+                f'task autoregression needs tokens or image; the data has {", ".join(sorted(spec.shapes))}'
+            )
+        if spec.normalized:
+            raise InputError('task autoregression counts levels of pixels: leave config.data.mean and std empty')
         length = math.prod(spec.shapes[self.fields(spec)[0]])
         return (jax.ShapeDtypeStruct((1, length), jnp.int32),)
 
@@ -63,7 +67,9 @@ class Autoregression:
 
         def step(carry: Any, position: jax.Array) -> tuple[Any, jax.Array]:
             previous, cache = carry
-            logits, state = apply({**variables, 'cache': cache}, previous, train=False, method='decode', mutable=('cache',))
+            logits, state = apply(
+                {**variables, 'cache': cache}, previous, train=False, method='decode', mutable=('cache',)
+            )
             token = jax.random.categorical(jax.random.fold_in(key, position), logits).astype(jnp.int32)
             return (token, state['cache']), token
 
@@ -82,11 +88,11 @@ class Autoregression:
             'accuracy': (((logits.argmax(-1) == tokens) & valid).sum(), count),
         }
 
-    def collect(self, predictions: dict[str, np.ndarray], batch: Batch) -> tuple[np.ndarray, np.ndarray] | None:
+    def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array] | None:
         """The samples and as many true examples, where they are pictures."""
         if not self.num_samples or 'image' not in batch:
             return None
-        return predictions['samples'], batch['image'][batch['valid']][: self.num_samples]
+        return predictions['samples'], batch['image'][: self.num_samples]
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         if not collected:

@@ -57,21 +57,25 @@ class Classification:
             'confusion': (confusion, count),  # [true, predicted]
         }
 
-    def collect(self, predictions: dict[str, np.ndarray], batch: Batch) -> tuple[np.ndarray, ...] | None:
-        """Images, labels and predictions of the misread examples."""
+    def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> Any:
+        """Images, labels and predictions of the most confidently misread examples, and which of them are misread."""
         if 'image' not in batch:
             return None
-        wrong = (predictions['label'] != batch['label']) & batch['valid']
-        return batch['image'][wrong], batch['label'][wrong], predictions['label'][wrong]
+        label, predicted = batch['label'], predictions['label']
+        confidence = jax.nn.softmax(predictions['logits']).max(-1)
+        score = jnp.where((predicted != label) & batch['valid'], confidence, -1)
+        score, worst = jax.lax.top_k(score, min(16, len(label)))
+        return batch['image'][worst], label[worst], predicted[worst], score
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         names = class_names(spec, 'label', 'classification')
         drawings: Pictures = {'confusion': lambda: pictures.confusion(totals['confusion'][0], names)}
         if collected:
-            images, labels, predicted = (np.concatenate(parts) for parts in zip(*collected, strict=True))
-            if len(images):
-                captions = [f'{names[a]} read {names[b]}' for a, b in zip(labels, predicted, strict=True)]
-                drawings['misread'] = lambda: pictures.grid(images[:40], captions[:40])
+            images, labels, predicted, score = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+            misread = [index for index in np.argsort(-score, kind='stable')[:40] if score[index] >= 0]
+            captions = [f'{names[labels[index]]} read as {names[predicted[index]]}' for index in misread]
+            if misread:
+                drawings['misread'] = lambda: pictures.grid(images[misread], captions)
         return ratios(totals), drawings
 
 

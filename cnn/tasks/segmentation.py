@@ -61,11 +61,10 @@ class Segmentation:
             'confusion': (confusion, count),  # [true, predicted]
         }
 
-    def collect(self, predictions: dict[str, np.ndarray], batch: Batch) -> tuple[np.ndarray, ...]:
+    def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
         """The first pictures of a batch with their true and predicted maps."""
         predicted = predictions['semantic'][:8]
-        image, truth = (_center(batch[field][:8], predicted) for field in ('image', 'semantic'))
-        return image[batch['valid'][:8]], truth[batch['valid'][:8]], predicted[batch['valid'][:8]]
+        return _center(batch['image'][:8], predicted), _center(batch['semantic'][:8], predicted), predicted
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         iou = intersection_over_union(totals['confusion'][0])

@@ -1,0 +1,123 @@
+"""What several families are built from."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cnn.config import nearest
+
+Dtype = Any
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': jax.nn.relu,
+    'leaky_relu': jax.nn.leaky_relu,
+    'elu': jax.nn.elu,
+    'gelu': jax.nn.gelu,
+    'silu': jax.nn.silu,
+    'tanh': jnp.tanh,
+    'scaled_tanh': lambda x: 1.7159 * jnp.tanh(2 / 3 * x),  # through (-1, -1) and (1, 1): LeCun et al. 1998, appendix A
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function of that name. Raises InputError with the nearest name."""
+    if name not in ACTIVATIONS:
+        raise nearest('activation', name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def norm_layer(kind: str, *, train: bool, dtype: Dtype, param_dtype: Dtype) -> Callable[..., Callable]:
+    """What a network hands to its blocks to build normalisations from, called with `name`.
+
+    `kind`: 'batch' (momentum .9, epsilon 1e-5), 'group' (Wu & He 2018, with 8 channels a group so that narrow networks
+    have it too) or 'none'. Raises InputError for another kind.
+    """
+    kinds: dict[str, Callable[..., Callable]] = {
+        'batch': functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            # Left on, the statistics of a float64 network would begin as float32 and become float64 in its first step.
+            force_float32_reductions=jnp.dtype(param_dtype) != jnp.float64,
+        ),
+        'group': functools.partial(
+            nn.GroupNorm, num_groups=None, group_size=8, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype
+        ),
+        'none': lambda name=None: lambda x: x,
+    }
+    if kind not in kinds:
+        raise nearest('norm', kind, kinds)
+    return kinds[kind]
+
+
+def adaptive_average_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
+    """Averages [N, *spatial, C] over a grid of `output_size` bins, as PyTorch does.
+
+    Of n positions bin i covers floor(i n / size) up to ceil((i + 1) n / size), so bins overlap where the sizes do not
+    divide, and repeat positions where the map is smaller than the grid.
+    """
+    dtype = x.dtype
+    for axis, size in enumerate(output_size, start=1):
+        length = x.shape[axis]
+        bins = np.arange(size)[:, None]
+        starts, ends = bins * length // size, -(-(bins + 1) * length // size)
+        position = np.arange(length)
+        covers = (starts <= position) & (position < ends)  # [size, length]
+        # Ones, divided afterwards in at least float32: exact in bfloat16 and on matrix units, where 1/3 would not be.
+        total = jnp.tensordot(
+            x,
+            jnp.asarray(covers, x.dtype),
+            axes=(axis, 1),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+        x = jnp.moveaxis(total / covers.sum(1), -1, axis)
+    return x.astype(dtype)
+
+
+class CausalConv(nn.Module):
+    """A dilated 1-D convolution whose output t sees inputs t, t - dilation, ..., t - (kernel_size - 1) dilation.
+
+    A whole sequence [N, T, C] gives [N, T, features], with zeros before its start. Given `position`, x is the one input
+    [N, C] at that time; the output is [N, features], equal to the whole sequence's, and the past is kept in a ring
+    buffer in the collection 'cache', which starts from zeros at position 0. Parameters are those of nn.Conv.
+    """
+
+    features: int
+    kernel_size: int = 2
+    dilation: int = 1
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: jax.Array | None = None) -> jax.Array:
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), shape, self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        reach = (self.kernel_size - 1) * self.dilation
+        if position is None:
+            y = jax.lax.conv_general_dilated(
+                x, kernel, (1,), [(reach, 0)], rhs_dilation=(self.dilation,), dimension_numbers=('NTC', 'TIO', 'NTC')
+            )
+            return y + bias
+        # Matmuls, because a convolution inside the scan that generates is slow on CPUs; written before it is read,
+        # because XLA copies a whole buffer that is read first.
+        length = reach + 1
+        past = self.variable('cache', 'past', jnp.zeros, (len(x), length, x.shape[-1]), x.dtype)
+        buffer = jax.lax.dynamic_update_index_in_dim(past.value, x, position % length, axis=1)
+        y = bias
+        for tap in range(self.kernel_size):
+            slot = (position - reach + tap * self.dilation) % length
+            y += jax.lax.dynamic_index_in_dim(buffer, slot, axis=1, keepdims=False) @ kernel[tap]
+        if not self.is_initializing():
+            past.value = buffer
+        return y

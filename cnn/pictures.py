@@ -1,0 +1,116 @@
+"""Pictures of arrays as arrays: uint8 [H, W, 3], drawn on the host."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def grid(images: np.ndarray, captions: Sequence[str], columns: int = 8) -> np.ndarray:
+    """Images [N, H, W, 1 or 3], each stretched to its own range, in rows with their captions."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+
+    def draw(figure: Any) -> None:
+        for axes, image, caption in zip(_cells(figure, rows, columns), images, captions, strict=False):
+            axes.imshow(_stretched(image), interpolation='nearest')
+            axes.set_title(caption, fontsize=7)
+
+    return _figure(draw, (1.1 * columns, 1.3 * rows))
+
+
+def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Counts [true, predicted], coloured by the share of the true class."""
+    size = len(class_names)
+    labelled = size <= 30
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
+        axes.set(xlabel='predicted', ylabel='true')
+        if not labelled:
+            return
+        axes.set_xticks(range(size), class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
+        axes.set_yticks(range(size), class_names)
+        for row, column in np.argwhere(matrix):
+            colour = 'white' if share[row, column] > 0.5 else 'black'
+            axes.text(column, row, matrix[row, column], ha='center', va='center', color=colour, fontsize=8)
+
+    side = 2 + 0.35 * size if labelled else 8.0
+    return _figure(draw, (side, side))
+
+
+def segmentation(
+    images: np.ndarray, truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str], ignore_label: int
+) -> np.ndarray:
+    """Images [N, H, W, C] over their true and predicted class maps [N, H, W], with a legend of the classes."""
+    import matplotlib
+
+    columns = len(images)
+    palette = matplotlib.colormaps['tab20'](np.arange(len(class_names)) % 20)[:, :3]
+    palette[0] = 0.12
+
+    def coloured(labels: np.ndarray) -> np.ndarray:
+        colours = palette[np.where(labels == ignore_label, 0, labels)]
+        return np.where((labels == ignore_label)[..., None], 1.0, colours)
+
+    def draw(figure: Any) -> None:
+        rows = [[_stretched(image) for image in images], list(map(coloured, truth)), list(map(coloured, predicted))]
+        for index, axes in enumerate(_cells(figure, 3, columns)):
+            axes.imshow(rows[index // columns][index % columns], interpolation='nearest')
+            if index % columns == 0:
+                axes.text(-0.08, 0.5, ('image', 'true', 'predicted')[index // columns], rotation=90, ha='center',
+                          va='center', transform=axes.transAxes, fontsize=9)  # fmt: skip
+        patches = [matplotlib.patches.Patch(color=colour, label=name) for colour, name in zip(palette, class_names)]
+        figure.legend(handles=patches[:40], loc='outside lower center', ncols=min(11, len(patches)), fontsize=8)
+
+    import matplotlib.patches
+
+    return _figure(draw, (1.4 * columns + 0.3, 4.9))
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Each metric of the rows of metrics.jsonl over steps: training as a line, other splits with marks."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ('step', 'split')))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+
+    def draw(figure: Any) -> None:
+        for index, name in enumerate(names):
+            axes = figure.add_subplot(lines, columns, index + 1)
+            for split, style in (('train', '-'), ('validation', '.-'), ('test', '*')):
+                points = [(row['step'], row[name]) for row in rows if row['split'] == split and name in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label=split, markersize=10 if split == 'test' else 4)
+            axes.set(title=name.replace('_', ' '), xlabel='step')
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7)
+
+    return _figure(draw, (4.2 * columns, 3.2 * lines))
+
+
+def _cells(figure: Any, rows: int, columns: int) -> list[Any]:
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells:
+        axes.axis('off')
+    return cells
+
+
+def _stretched(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] in 0..1."""
+    low, high = image.min(), image.max()
+    scaled = (np.asarray(image, np.float64) - low) / max(high - low, 1e-9)
+    return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
+
+
+def _figure(draw: Callable[[Any], None], size: tuple[float, float]) -> np.ndarray:
+    """Draws on a figure of that many inches without any global state of matplotlib's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    draw(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

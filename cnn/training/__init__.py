@@ -1,0 +1,1 @@
+"""One step, one loop, one checkpoint for every task."""

@@ -1,0 +1,144 @@
+"""An experiment as compiled functions, shared by all runs whose configurations differ in numbers only."""
+
+import copy
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from cnn import config as configuration
+from cnn import models, tasks
+from cnn.config import Experiment, InputError, Spec
+from cnn.data import augment
+from cnn.training import optimizers, sharding
+from cnn.training.state import create_train_state
+from cnn.training.step import eval_step, train_step
+
+Numbers = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Jitted functions over global arrays, and what they are made of."""
+
+    model: nn.Module
+    task: tasks.Task
+    spec: Spec  # of prepared examples
+    state: Any  # abstract: shapes, dtypes and shardings
+    init: Callable[..., Any]  # (numbers) -> state
+    train_step: Callable[..., Any]  # (state, batch, key, numbers) -> state, row; the state is donated
+    eval_step: Callable[..., Any]  # (variables, batch, key, numbers) -> totals, collected
+
+
+def resolve(config: Experiment, spec: Spec) -> Experiment:
+    """The configuration with every option of model and task written out, checked against the data's spec.
+
+    Raises InputError for names, variants and options that do not exist, and for a task that the data can't serve. Starts
+    no device.
+    """
+    resolved = copy.deepcopy(config)
+    resolved.model.options = models.options(config.model.name, config.model.options)
+    resolved.task.options = tasks.options(config.task.name, config.task.options)
+    task = tasks.build(config.task.name, **config.task.options)
+    missing = [field for field in task.fields(spec) if field not in spec.shapes]
+    if missing:
+        raise InputError(
+            f'task {config.task.name} needs {", ".join(missing)}; '
+            f'data set {config.data.name} has {", ".join(sorted(spec.shapes))}'
+        )
+    prepared = augment.prepared_spec(spec, config.data)
+    task.inputs(prepared)
+    task.num_outputs(prepared)
+    if config.eval.metric not in (None, *task.directions):
+        raise configuration.nearest(f'metric of task {config.task.name}', str(config.eval.metric), task.directions)
+    return resolved
+
+
+def build(config: Experiment, spec: Spec, num_examples: int, mesh: Mesh) -> tuple[Program, Numbers]:
+    """The program of a resolved configuration and the numbers to call it with; `num_examples` are those of an epoch.
+
+    Raises InputError where the network can't take the data's shapes.
+    """
+    structure, numbers = configuration.split_numbers(config)
+    count = functools.partial(configuration.steps, batch_size=config.data.batch_size, num_examples=num_examples)
+    total = count(config.train.duration, total=0)
+    numbers['steps'] = {
+        'total': total,
+        'warmup': count(config.schedule.warmup, total=total),
+        'boundaries': [count(boundary, total=total) for boundary in config.schedule.boundaries],
+    }
+    numbers['seed'] = np.uint32(config.seed)
+    # Nothing else of the configuration enters a compiled function.
+    program = (structure.model, structure.task, structure.augment, structure.optimizer, structure.schedule.name)
+    program += (structure.ema, structure.data.image_size, structure.data.mean, structure.data.std, spec)
+    parts = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in program]
+    key = (json.dumps(parts, sort_keys=True), len(config.schedule.boundaries), mesh)
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = _build(structure, spec, numbers, mesh)
+    return _PROGRAMS[key], numbers
+
+
+_PROGRAMS: dict[Any, Program] = {}
+
+
+def _build(structure: Experiment, spec: Spec, numbers: Numbers, mesh: Mesh) -> Program:
+    spec = augment.prepared_spec(spec, structure.data)
+    task = tasks.build(structure.task.name)
+    fixed = {name: value for name, value in structure.task.options.items() if name not in numbers['task']}
+    task = dataclasses.replace(task, **fixed)  # type: ignore[type-var]
+    model = models.build(
+        structure.model.name,
+        num_outputs=task.num_outputs(spec),
+        dtype=structure.model.dtype,
+        param_dtype=structure.model.param_dtype,
+        **structure.model.options,
+    )
+    optimizer = functools.partial(optimizers.build, structure.optimizer, structure.schedule)
+    prepare = functools.partial(augment.prepare, data=structure.data, augment=structure.augment)
+
+    def init(numbers: Numbers) -> Any:
+        use_ema = structure.ema.decay is not None
+        return create_train_state(model, task, spec, optimizer(numbers), numbers['seed'], use_ema)
+
+    train = functools.partial(
+        train_step,
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        learning_rate=functools.partial(optimizers.learning_rate, structure.schedule),
+        prepare=prepare,
+        accumulate=structure.optimizer.accumulate,
+        ema_every=structure.ema.every,
+    )
+    evaluate = functools.partial(eval_step, model=model, task=task, prepare=prepare)
+
+    state = jax.eval_shape(init, numbers)
+    shardings, batch, everywhere = (
+        sharding.state_sharding(mesh, state),
+        sharding.batch_sharding(mesh),
+        sharding.replicated(mesh),
+    )
+    return Program(
+        model=model,
+        task=task,
+        spec=spec,
+        state=jax.tree.map(lambda leaf, where: leaf.update(sharding=where), state, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(
+            train,
+            in_shardings=(shardings, batch, everywhere, everywhere),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            evaluate,
+            in_shardings=(shardings.eval_variables, batch, everywhere, everywhere),
+            out_shardings=everywhere,
+        ),
+    )

@@ -1,0 +1,240 @@
+"""The run folder: what a run was, what it measured, and the promise that no other process writes there.
+
+run.json         resolved configuration, command, code, versions, devices, data; a list of what was changed on resuming
+metrics.jsonl    a row for a step: values that are a function of the configuration alone
+timings.jsonl    a row for a step: seconds, examples per second
+tensorboard/     both again, as events
+checkpoints/     see checkpoints.py
+curves.png, ...  pictures, once the run is done
+DONE.json        step, best step, metrics, seconds, examples per second
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from cnn import config as configuration
+from cnn import pictures
+from cnn.config import Experiment, InputError, RunFailed
+
+PACKAGES = (
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'grain',
+    'tensorflow-datasets',
+    'numpy',
+    'ml_collections',
+)
+
+
+class RunFolder:
+    """One run's folder, open for writing by this process alone. Raises InputError where another one has it."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / 'lock', 'a')  # noqa: SIM115  (held as long as the process lives)
+        except OSError as error:
+            raise InputError(f'--workdir={self.path}: cannot be written ({error.strerror}); choose another') from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f'--workdir={self.path}: another process is running there; wait or choose another'
+            ) from None
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """The result of a finished run."""
+        return read_json(self.path / 'DONE.json')
+
+    def begin(self, config: Experiment, command: list[str], data: dict[str, str]) -> None:
+        """Writes run.json, or checks it against what the folder holds and notes what differs.
+
+        `data` holds the fingerprints of the splits. Raises InputError for differences that would make it another run.
+        """
+        record = read_json(self.path / 'run.json')
+        entry = {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'command': command}
+        environment = {'code': code_revision(), 'packages': package_versions(), 'devices': device_names()}
+        if record is None:
+            record = {'config': configuration.to_dict(config), 'data': data, **environment, 'history': []}
+        else:
+            entry['changed'] = self._changes(record, config, data, environment)
+            record['config'] = configuration.to_dict(config)
+        record['history'].append(entry)
+        write_json(self.path / 'run.json', record)
+
+    def _changes(self, record: Any, config: Experiment, data: Any, environment: Any) -> dict[str, Any]:
+        changes = configuration.differences(configuration.from_dict(record['config']), config)
+        for path, (old, new) in changes.items():
+            if path not in configuration.RESUMABLE:
+                raise InputError(
+                    f'--workdir={self.path}: holds a run with config.{path}={old!r}, not {new!r}; choose another folder'
+                )
+        for split, digest in data.items():
+            if record['data'].get(split) != digest:
+                raise InputError(f'--workdir={self.path}: the data of split {split!r} changed since the run began')
+        now = {name: [record[name], value] for name, value in environment.items() if record[name] != value}
+        if changes and self.done:
+            (self.path / 'DONE.json').unlink()
+        return {**{f'config.{path}': list(pair) for path, pair in changes.items()}, **now}
+
+    def truncate(self, step: int) -> None:
+        """Forgets the rows after a step, and a row cut off in the middle."""
+        for name in ('metrics.jsonl', 'timings.jsonl'):
+            rows = [row for row in read_rows(self.path / name) if row['step'] <= step and row.get('split') != 'test']
+            if (self.path / name).exists():
+                _write(self.path / name, ''.join(json.dumps(row) + '\n' for row in rows))
+
+    def picture(self, name: str, array: np.ndarray) -> None:
+        """Writes name.png."""
+        from PIL import Image
+
+        temporary = self.path / f'.{name}.png'
+        Image.fromarray(array).save(temporary, format='png')
+        temporary.rename(self.path / f'{name}.png')
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Draws the curves and writes DONE.json, the last thing that a run does."""
+        self.picture('curves', pictures.curves(read_rows(self.path / 'metrics.jsonl')))
+        write_json(self.path / 'DONE.json', result)
+
+
+class Recorder:
+    """Rows of metrics and timings, to files, TensorBoard and a progress bar (only on a terminal)."""
+
+    def __init__(self, path: pathlib.Path, start: int, total: int, batch_size: int, seconds: float):
+        from tensorboardX import SummaryWriter
+
+        self._files = {name: open(path / f'{name}.jsonl', 'a') for name in ('metrics', 'timings')}  # noqa: SIM115
+        self._events = SummaryWriter(str(path / 'tensorboard'), purge_step=start + 1)
+        self._bar = tqdm(total=total, initial=start, unit='step', disable=None, dynamic_ncols=True)
+        self._batch_size = batch_size
+        self._began = self._since = time.monotonic()
+        self._earlier, self._step, self._rates = seconds, start, list[float]()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run so far, in earlier processes too."""
+        return self._earlier + time.monotonic() - self._began
+
+    def row(self, step: int, split: str, values: dict[str, Any]) -> dict[str, float]:
+        """Records the scalar values of a step."""
+        scalars = {name: float(value) for name, value in values.items()}
+        self._write('metrics', {'step': step, 'split': split, **scalars})
+        for name, value in scalars.items():
+            self._events.add_scalar(f'{split}/{name}', value, step)
+        self._bar.set_postfix({f'{split} {name}': f'{value:.4g}' for name, value in list(scalars.items())[:2]})
+        return scalars
+
+    def tick(self, step: int) -> None:
+        """Records how long the steps since the last call took, pauses apart."""
+        seconds = time.monotonic() - self._since
+        rate = self._batch_size * (step - self._step) / max(seconds, 1e-9)
+        self._write('timings', {'step': step, 'seconds': seconds, 'examples_per_second': rate})
+        self._events.add_scalar('timing/examples_per_second', rate, step)
+        self._bar.update(step - self._step)
+        self._rates.append(rate)
+        self._since, self._step = time.monotonic(), step
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is not training time."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+
+    def totals(self) -> dict[str, float]:
+        """The run's seconds, and the median of its training speeds in this process."""
+        return {'seconds': self.seconds, 'examples_per_second': statistics.median(self._rates or [math.nan])}
+
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        self._files[name].write(json.dumps(row) + '\n')
+        self._files[name].flush()
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self._bar.close()
+        self._events.close()
+        for file in self._files.values():
+            file.close()
+
+
+def check_finite(step: int, row: dict[str, Any]) -> None:
+    """Raises RunFailed naming the first value of a training row that is not finite."""
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise RunFailed(
+                f'training diverged: {name} of step {step} is {float(value)}; '
+                'lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
+            )
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSON-lines file; a last line that was cut off is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    _write(path, json.dumps(value, indent=2) + '\n')
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f'.{path.name}')
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def code_revision() -> str | None:
+    """The commit of the code, with '+' where files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(pathlib.Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result."""
+    versions = {'python': platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def device_names() -> list[str]:
+    """The kind of each device."""
+    return [f'{device.platform}: {device.device_kind}' for device in jax.devices()]

@@ -1,0 +1,25 @@
+"""Handwritten digits, 8x8, read by the textbook network: the default experiment.
+
+python launch.py
+
+"""
+
+from cnn.config import Experiment
+
+
+def get_config() -> Experiment:
+    config = Experiment()
+    config.model.name = 'simple_cnn'
+    config.model.options = {'norm': 'batch'}
+    config.data.name = 'digits'
+    config.data.batch_size = 64
+    config.augment.shift = 1
+    config.optimizer.name = 'adamw'
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.05
+    config.schedule.name = 'one_cycle'
+    config.schedule.warmup = '30%'
+    config.train.duration = '40ep'
+    config.eval.every = '2ep'
+    config.checkpoint.every = '10ep'
+    return config

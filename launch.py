@@ -1,0 +1,344 @@
+"""The only door: `python launch.py [VERB] [--config=FILE[:ARG]] [--config.FIELD=VALUE ...] [--workdir=DIR]`."""
+
+import ast
+import dataclasses
+import os
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cnn import config as configuration
+from cnn.config import Experiment, InputError, RunFailed, RunStopped, nearest
+
+ROOT = pathlib.Path(__file__).resolve().parent
+DEFAULT_EXPERIMENT = str(ROOT / 'experiments' / 'digits.py')
+HELP = """\
+python launch.py [VERB] [--config=FILE[:ARG]] [--config.FIELD=VALUE ...] [--workdir=DIR]
+
+verbs
+  train      train, evaluate, keep the best (on validation) and the last; the same command resumes (default)
+  evaluate   a run folder on a split: --workdir=RUN --split=test
+  data       prepare a data set and look at it: --config.data.name=NAME; --list shows what there is
+
+flags
+  --config=FILE[:ARG]         an experiment file (default experiments/digits.py)
+  --config.FIELD=VALUE        any field of the configuration; 'none' clears one that may be empty
+  --config.model.options.KEY=VALUE, --config.task.options.KEY=VALUE
+                              fields of the network and of the task
+  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT of the configuration)
+  --print_config              show the resolved configuration and stop
+  --profile=START:STOP        train: trace these steps with the profiler, into the run folder
+  --split=NAME                evaluate: the split (default config.data.test_split)
+  --list                      data: the data sets that there are
+
+exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
+"""
+VERBS = ('train', 'evaluate', 'data')
+OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL)
+
+
+@dataclasses.dataclass
+class Command:
+    """What the user asked for."""
+
+    verb: str
+    config: Experiment
+    experiment: str  # the name of the experiment file
+    overridden: bool  # whether any --config flag was given
+    workdir: pathlib.Path | None
+    print_config: bool
+    profile: range | None
+    split: str | None
+    list: bool
+    argv: list[str]
+
+
+def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
+    """Reads a command line. Raises InputError for anything that is not understood; imports no JAX."""
+    arguments = _joined(argv[1:])
+    verb = arguments.pop(0) if arguments and not arguments[0].startswith('-') else 'train'
+    if verb not in VERBS:
+        raise nearest('verb', verb, VERBS)
+    arguments, special = _without_special(arguments)
+    overridden = bool(special) or any(re.match(r'--?(no)?config\b', argument) for argument in arguments)
+    arguments = [argv[0], *arguments]
+    # The flag's own default would need the file; so an absent --config is made present.
+    if not any(re.match(r'--?config=', argument) for argument in arguments):
+        arguments.insert(1, f'--config={DEFAULT_EXPERIMENT}')
+    config_flags.DEFINE_config_dataclass(
+        'config', Experiment(), 'experiment file', flag_values, arguments, parse_fn=load_experiment
+    )
+    flags.DEFINE_string('workdir', None, 'the folder to write to', flag_values)
+    flags.DEFINE_boolean('print_config', False, 'show the resolved configuration and stop', flag_values)
+    flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace', flag_values)
+    flags.DEFINE_string('split', None, 'the split to evaluate', flag_values)
+    flags.DEFINE_boolean('list', False, 'list the data sets', flag_values)
+    try:
+        rest = flag_values(arguments)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise nearest('flag', f'--{error.flagname}', [f'--{name}' for name in flag_values]) from None
+    except flags.Error as error:
+        raise _parse_error(error) from None
+    if rest:
+        raise InputError(f'unexpected argument {rest[0]!r}; flags are written --NAME=VALUE')
+    config = flag_values.config
+    for path, value in special:
+        if '.options.' in path:
+            part, _, name = path.split('.', 2)
+            getattr(config, part).options[name] = value
+        else:
+            configuration.set_value(config, path, value)
+    configuration.validate(config)
+    return Command(
+        verb=verb,
+        config=config,
+        experiment=pathlib.Path(flag_values['config'].config_filename.partition(':')[0]).stem,
+        overridden=overridden,
+        workdir=pathlib.Path(flag_values.workdir) if flag_values.workdir else None,
+        print_config=flag_values.print_config,
+        profile=_profile(flag_values.profile),
+        split=flag_values.split,
+        list=flag_values.list,
+        argv=list(argv),
+    )
+
+
+def load_experiment(path: str) -> Experiment:
+    """The configuration of FILE[:ARG]. Raises InputError naming the line where the file goes wrong."""
+    file, *argument = path.split(':', 1)
+    if not pathlib.Path(file).is_file():
+        known = [str(known.relative_to(ROOT)) for known in (ROOT / 'experiments').rglob('*.py')]
+        raise nearest('experiment file', file, known)
+    try:
+        config = runpy.run_path(file)['get_config'](*argument)
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [1])[-1]
+        raise InputError(f'{file}:{line}: {type(error).__name__}: {error}'.splitlines()[0]) from error
+    if not isinstance(config, Experiment):
+        raise InputError(f'{file}: get_config returns {type(config).__name__}, not an Experiment')
+    return config
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--config.FIELD VALUE` as one argument, unless FIELD is a switch that stands alone."""
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ''
+        is_value = not argument.startswith('-') or re.fullmatch(r'-[\d.].*', argument)
+        if is_value and re.fullmatch(r'--?config(\.[^=]*)?', before):
+            joined[-1] = f'{before}={argument}'
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _without_special(arguments: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Takes out what configuration flags can't do: options, and `none`. Refuses fields that don't exist."""
+    paths = configuration.field_paths(Experiment())
+    ordinary, special = [], []
+    for argument in arguments:
+        override = OVERRIDE.fullmatch(argument)
+        if not override:
+            ordinary.append(argument)
+            continue
+        path, value = override['path'], override['value']
+        part, _, option = path.partition('.options.')
+        if option and f'{part}.options' in paths:
+            if value is None:
+                raise InputError(f'--config.{path}: give it a value, --config.{path}=VALUE')
+            special.append((path, _literal(value)))
+            continue
+        if path not in paths:
+            raise nearest('field', f'config.{path}', [f'config.{known}' for known in paths])
+        annotation = paths[path]
+        if annotation in (dict, dict[str, Any]):
+            raise InputError(f'--config.{path}: set one option at a time, --config.{path}.NAME=VALUE')
+        optional = type(None) in typing.get_args(annotation)
+        if value is not None and value.lower() == 'none' and optional:
+            special.append((path, None))
+        elif value and annotation == tuple[str, ...] and value[0] not in '([\'"':
+            ordinary.append(f'--config.{path}={tuple(value.split(","))!r}')
+        else:
+            ordinary.append(argument)
+    return ordinary, special
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, also with lower-case true, false and none; any other text is a string."""
+    words = {'true': True, 'false': False, 'none': None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _parse_error(error: flags.Error) -> InputError:
+    """One line for what absl says of a flag."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, InputError):
+        return cause
+    text = str(error).splitlines()[0]
+    match = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.DOTALL)
+    if match:
+        wanted = configuration.type_name(configuration.field_paths(Experiment())[match[1]])
+        return InputError(f'config.{match[1]}={match[2]!r}: is not {wanted}')
+    return InputError(text)
+
+
+def _profile(text: str | None) -> range | None:
+    match = re.fullmatch(r'(\d+):(\d+)', text or '')
+    if text and not (match and int(match[1]) < int(match[2])):
+        raise InputError(f'--profile={text!r}: write START:STOP, two steps, the first below the second')
+    return range(int(match[1]), int(match[2])) if match else None
+
+
+def prepare_jax(config: Experiment) -> None:
+    """Settings that must stand before JAX starts its devices."""
+    if config.deterministic:
+        os.environ['XLA_FLAGS'] = f'--xla_gpu_deterministic_ops=true {os.environ.get("XLA_FLAGS", "")}'
+    import jax
+
+    if 'float64' in (config.model.dtype, config.model.param_dtype):
+        jax.config.update('jax_enable_x64', True)
+    if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        directory = private_cache()
+        if directory:
+            jax.config.update('jax_compilation_cache_dir', str(directory))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def private_cache() -> pathlib.Path | None:
+    """A directory for compiled programs that nobody else can write to; None where that can't be had.
+
+    Compiled programs are code: whoever can write them there can run anything as this user.
+    """
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'cnn' / 'xla'
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = cache.stat()
+    except OSError:
+        return None
+    return cache if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
+
+
+def train(command: Command) -> None:
+    """Trains, or prints the result of a finished run."""
+    spec, config = resolve(command.config)
+    if command.print_config:
+        return print_config(config)
+    folder_path = command.workdir or default_workdir(command.experiment, config)
+    prepare_jax(config)
+    from cnn.training.loop import train_and_evaluate
+    from cnn.training.records import RunFolder
+
+    folder = RunFolder(folder_path)
+    finished = folder.done
+    result = train_and_evaluate(config, spec, folder, command.argv, command.profile)
+    values = ', '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in result['metrics'].items())
+    again = f' (finished before; remove the folder or choose another --workdir to start afresh)' if finished else ''
+    print(f'{config.data.test_split or "last split"}: {values}, at step {result["best_step"]} of {result["step"]}')
+    print(f'{folder_path}{again}')
+
+
+def evaluate(command: Command) -> None:
+    """Prints the metrics of a run folder's best checkpoint on a split."""
+    if command.workdir and command.overridden:
+        raise InputError('evaluate --workdir takes the configuration from the run folder; leave --config out')
+    from cnn.training import evaluation, sharding
+
+    if command.workdir:
+        config, folder = evaluation.read_config(command.workdir), command.workdir
+    else:
+        config = resolve(command.config)[1]
+        folder = default_workdir(command.experiment, config)
+    if command.print_config:
+        return print_config(config)
+    prepare_jax(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.data, 1, mesh)
+    config, program, numbers, state, step = evaluation.load_run(folder, mesh)
+    split = command.split or config.data.test_split or config.data.train_split
+    from cnn.data import sources
+
+    batches = evaluation.open_split(config, sources.spec(config.data.name), split, mesh)
+    metrics, _ = evaluation.evaluate(program, numbers, state.eval_variables, batches, config.data.batch_size)
+    for name, value in metrics.items():
+        print(f'{name} {value:.6f}')
+    print(f'split {split}, {batches.num_examples} examples, step {step} of {folder}')
+
+
+def data(command: Command) -> None:
+    """Lists data sets, or prepares one and shows its splits, classes and a sheet of examples."""
+    from cnn.data import overview
+
+    if command.list:
+        return print(overview.listing())
+    spec, config = resolve(command.config)
+    if command.print_config:
+        return print_config(config)
+    folder = command.workdir or pathlib.Path('runs') / 'data' / config.data.name.replace('/', '_')
+    print(overview.describe(config.data, folder))
+
+
+def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:
+    """The data's spec and the configuration with every name checked and every option written out."""
+    from cnn.data import sources
+    from cnn.training import program
+
+    spec = sources.spec(config.data.name)
+    return spec, program.resolve(config, spec)
+
+
+def default_workdir(experiment: str, config: Experiment) -> pathlib.Path:
+    """Where the run of a resolved configuration goes."""
+    return pathlib.Path('runs') / experiment / configuration.fingerprint(config)
+
+
+def print_config(config: Experiment) -> None:
+    """Prints one field a line."""
+    for path in configuration.field_paths(config):
+        print(f'config.{path} = {configuration.get(config, path)!r}')
+
+
+def main(command: Command) -> int:
+    """Runs a verb; returns the exit code."""
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
+    try:
+        {'train': train, 'evaluate': evaluate, 'data': data}[command.verb](command)
+    except (InputError, RunFailed, RunStopped) as error:
+        return fail(error)
+    return 0
+
+
+def fail(error: InputError | RunFailed | RunStopped) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    print(f'launch.py: {" ".join(str(error).split())}', file=sys.stderr)
+    return error.exit_code
+
+
+def parse_or_exit(argv: Sequence[str]) -> Command:
+    """`parse` for absl's `run`: help and mistakes end the process."""
+    if any(argument in ('-h', '-help', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
+        sys.exit(print(HELP, end=''))
+    try:
+        return parse(argv, flags.FLAGS)
+    except InputError as error:
+        sys.exit(fail(error))
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_or_exit)

@@ -1,0 +1,229 @@
+"""What every network keeps to. All of cnn/models is found by name; sizes are checked without allocating anything."""
+
+import ast
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn import models
+from cnn.config import InputError
+
+NAMES = models.names()
+
+# Networks that are small enough to be run: name, options, shape of the inputs.
+SMALL = [
+    ('simple_cnn', {'widths': (4, 4, 8), 'hidden': 8}, (4, 8, 8, 1)),
+    ('simple_cnn', {'widths': (4, 4, 8), 'hidden': 8, 'norm': 'batch'}, (4, 8, 8, 1)),
+    ('lenet', {}, (2, 32, 32, 1)),
+    ('lenet/1998', {}, (2, 32, 32, 1)),
+    ('mlp', {'widths': (8, 8)}, (4, 4, 4, 3)),
+    ('unet', {'width': 4, 'depth': 2}, (2, 8, 8, 3)),
+    ('unet', {'width': 8, 'depth': 2, 'norm': 'group', 'up': 'nearest'}, (2, 8, 8, 3)),
+    ('unet/2015', {'width': 4, 'depth': 2, 'dropout': 0.0}, (1, 44, 44, 1)),
+    ('wavenet', {'dilations': (1, 2), 'stacks': 2, 'channels': 4, 'skip_channels': 8, 'levels': 5}, (2, 12)),
+]
+small = pytest.mark.parametrize(('name', 'options', 'shape'), SMALL, ids=lambda value: str(value))
+
+
+def abstract(name, larger=0, **fields):
+    """Abstract variables, outputs and feature maps, and strides, of a published form on sides enlarged by `larger`."""
+    entry = models.variant(name)
+    model = models.build(name, **{'num_outputs': entry.num_outputs, **fields})
+    sides = len(entry.input_shape) - (entry.input_dtype != 'int32')  # tokens have no channels
+    shape = tuple(size + larger * (axis < sides) for axis, size in enumerate(entry.input_shape))
+    dtype = fields.get('dtype', 'float32') if entry.input_dtype == 'float32' else entry.input_dtype
+
+    strides = {}
+
+    def run(x):
+        outputs, variables = model.init_with_output(jax.random.key(0), x, train=False)
+        maps = model.apply(variables, x, train=False, method='features')
+        strides.update({key: stride for key, (stride, _) in maps.items()})
+        return variables, outputs, {key: array for key, (_, array) in maps.items()}
+
+    return *jax.eval_shape(run, jax.ShapeDtypeStruct((2, *shape), dtype)), strides
+
+
+def example(name, options, shape, **fields):
+    """A network, its initial variables and random inputs."""
+    model = models.build(name, **{'num_outputs': 10, **fields}, **options)
+    if models.variant(name).input_dtype == 'int32':
+        x = jax.random.randint(jax.random.key(1), shape, 0, options['levels'])
+    else:
+        x = jax.random.normal(jax.random.key(1), shape, fields.get('dtype', 'float32'))
+    return model, jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(x), x
+
+
+def forward(model, variables, x):
+    return jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
+
+
+def distance(y, reference):
+    return np.linalg.norm(np.asarray(y, np.float64) - reference) / np.linalg.norm(reference)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_parameters_are_as_many_as_published(name):
+    variables, *_ = abstract(name)
+    assert (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params'])) == models.variant(name).parameters
+    )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_strides_are_true(name):
+    """An input that is larger by a multiple of the stride gives a map that is larger by so many positions."""
+    _, _, maps, strides = abstract(name)
+    assert list(strides.values()) == sorted(strides.values())
+    assert all(type(stride) is int for stride in strides.values())
+    more = 2 * max(strides.values())
+    _, _, larger, _ = abstract(name, larger=more)
+    for key, stride in strides.items():
+        if set(maps[key].shape[1:-1]) == {1}:  # one position for the whole image, however large it is
+            assert stride == models.variant(name).input_shape[0]
+        else:
+            growth = np.subtract(larger[key].shape[1:-1], maps[key].shape[1:-1])
+            np.testing.assert_array_equal(growth * stride, more)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_without_outputs_there_is_no_head(name):
+    variables, features, *_ = abstract(name, num_outputs=None)
+    complete, outputs, *_ = abstract(name)
+    assert features.ndim == outputs.ndim
+    assert features.dtype == jnp.float32
+    assert outputs.shape[-1] == models.variant(name).num_outputs
+    paths = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
+    assert paths <= {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(complete)}
+    assert 'head' not in variables['params']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_bfloat16_computes_in_bfloat16_and_returns_float32(name):
+    variables, outputs, maps, _ = abstract(name, dtype='bfloat16')
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    assert outputs.dtype == jnp.float32
+    assert {map.dtype for map in maps.values()} == {jnp.dtype('bfloat16')}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_float64_stays_float64(name):
+    with jax.enable_x64(True):
+        variables, outputs, maps, _ = abstract(name, dtype='float64', param_dtype='float64')
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs, maps))} == {jnp.dtype('float64')}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_options_are_literals(name):
+    options = models.default_options(name)
+    assert ast.literal_eval(repr(options)) == options
+    assert models.build(name, num_outputs=None, **options) == models.build(name, num_outputs=None)
+
+
+@small
+def test_gradient_reaches_every_parameter(name, options, shape):
+    model, variables, x = example(name, options, shape)
+    state = {key: value for key, value in variables.items() if key != 'params'}
+
+    def loss(params):
+        y, _ = model.apply(
+            {'params': params, **state}, x, train=True, rngs={'dropout': jax.random.key(2)}, mutable=list(state)
+        )
+        return (y * jax.random.normal(jax.random.key(3), y.shape)).sum()
+
+    gradient = jax.jit(jax.grad(loss))(variables['params'])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert jnp.isfinite(leaf).all(), path
+        # More than rounding: a bias that the normalisation takes away again would have a gradient of 1e-7.
+        assert jnp.abs(leaf).max() > 1e-5, path
+
+
+@small
+def test_bfloat16_is_near_float32(name, options, shape):
+    """Measured: .003 to .02 of the norm of the outputs."""
+    model, variables, x = example(name, options, shape)
+    half, _, _ = example(name, options, shape, dtype='bfloat16')
+    difference = distance(forward(half, variables, x), np.asarray(forward(model, variables, x), np.float64))
+    assert 1e-5 < difference < 0.04
+
+
+@small
+def test_float64_is_near_float32(name, options, shape):
+    """Measured: at most 1e-6."""
+    model, variables, x = example(name, options, shape)
+    y = forward(model, variables, x)
+    with jax.enable_x64(True):
+        double = models.build(name, num_outputs=10, dtype='float64', param_dtype='float64', **options)
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+        reference = forward(double, wide, x if x.dtype == jnp.int32 else jnp.asarray(x, jnp.float64))
+        assert reference.dtype == jnp.float64
+        assert distance(y, np.asarray(reference)) < 1e-5
+
+
+@small
+def test_batch_statistics_change_in_training_only(name, options, shape):
+    model, variables, x = example(name, options, shape)
+    rngs = {'dropout': jax.random.key(2)}
+    _, trained = model.apply(variables, x, train=True, rngs=rngs, mutable=['batch_stats'])
+    _, evaluated = model.apply(variables, x, train=False, mutable=['batch_stats'])
+    assert ('batch_stats' in variables) == (models.default_options(name) | options).get('norm', 'none').startswith(
+        'batch'
+    )
+    assert jax.tree.map(jnp.dtype, trained) == jax.tree.map(jnp.dtype, evaluated)
+    before = jax.tree.leaves(variables.get('batch_stats', {}))
+    assert all(not np.array_equal(*pair) for pair in zip(before, jax.tree.leaves(trained), strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(before, jax.tree.leaves(evaluated), strict=False))
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('simple_cn', {}, "unknown model 'simple_cn'; did you mean 'simple_cnn'"),
+        ('lenet/1989', {}, "unknown model 'lenet/1989'; did you mean 'lenet/1998'"),
+        ('simple_cnn/', {}, "unknown model 'simple_cnn/'; did you mean 'simple_cnn'"),
+        ('os', {}, "unknown model 'os'"),
+        ('simple_cnn', {'width': (8,)}, "'width'; did you mean 'widths'"),
+        ('simple_cnn', {'dtype': 'float32_'}, 'dtype'),
+        ('simple_cnn', {'widths': 8}, 'widths'),
+        ('simple_cnn', {'widths': (8, 8.5)}, 'widths'),
+        ('simple_cnn', {'dropout': True}, 'dropout'),
+        ('simple_cnn', {'norm': 'bath'}, "unknown norm 'bath'; did you mean 'batch'"),
+        ('simple_cnn', {'activation': 'rely'}, "unknown activation 'rely'; did you mean 'relu'"),
+        ('simple_cnn', {'pools': (True,)}, 'pools'),
+        ('lenet', {'pool': 'max'}, "pool of lenet 'max'"),
+        ('unet', {'up': 'transpose'}, "did you mean 'transposed'"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_input(name, options, message):
+    with pytest.raises(InputError) as error:
+        model = models.build(name, num_outputs=10, **options)
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False))
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_whole_numbers_become_floats():
+    assert models.build('simple_cnn', num_outputs=10, dropout=0).dropout == 0.0
+
+
+def test_variants_change_the_defaults():
+    assert models.default_options('unet')['padding'] == 'SAME'
+    assert models.default_options('unet/2015')['padding'] == 'VALID'
+    assert models.build('unet/2015', num_outputs=2, padding='SAME').padding == 'SAME'
+
+
+def test_names_are_files_and_variants():
+    assert {'simple_cnn', 'lenet', 'lenet/1998'} <= set(NAMES)
+    assert set(models.families()) == {name.partition('/')[0] for name in NAMES}
+    assert models.variant_names('lenet') == ('', '1998')
+
+
+def test_importing_the_package_imports_no_jax():
+    code = 'import sys, cnn.models as m; m.families(); print([x for x in ("jax", "flax", "numpy") if x in sys.modules])'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == '[]'
