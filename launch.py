@@ -57,7 +57,7 @@ class Command:
     print_config: bool
     profile: range | None
     split: str | None
-    list: bool
+    list_names: bool
     argv: list[str]
 
 
@@ -100,13 +100,13 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     return Command(
         verb=verb,
         config=config,
-        experiment=pathlib.Path(flag_values['config'].config_filename.partition(':')[0]).stem,
+        experiment=pathlib.Path(config_flags.get_config_filename(flag_values['config']).partition(':')[0]).stem,
         overridden=overridden,
         workdir=pathlib.Path(flag_values.workdir) if flag_values.workdir else None,
         print_config=flag_values.print_config,
         profile=_profile(flag_values.profile),
         split=flag_values.split,
-        list=flag_values.list,
+        list_names=flag_values.list,
         argv=list(argv),
     )
 
@@ -248,7 +248,7 @@ def train(command: Command) -> None:
     finished = folder.done
     result = train_and_evaluate(config, spec, folder, command.argv, command.profile)
     values = ', '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in result['metrics'].items())
-    again = f' (finished before; remove the folder or choose another --workdir to start afresh)' if finished else ''
+    again = ' (finished before; remove the folder or choose another --workdir to start afresh)' if finished else ''
     print(f'{config.data.test_split or "last split"}: {values}, at step {result["best_step"]} of {result["step"]}')
     print(f'{folder_path}{again}')
 
@@ -284,9 +284,9 @@ def data(command: Command) -> None:
     """Lists data sets, or prepares one and shows its splits, classes and a sheet of examples."""
     from cnn.data import overview
 
-    if command.list:
+    if command.list_names:
         return print(overview.listing())
-    spec, config = resolve(command.config)
+    _, config = resolve(command.config)
     if command.print_config:
         return print_config(config)
     folder = command.workdir or pathlib.Path('runs') / 'data' / config.data.name.replace('/', '_')

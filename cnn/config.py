@@ -354,10 +354,10 @@ def steps(text: str, *, batch_size: int, num_examples: int, total: int) -> int:
 
 
 def split_numbers(config: Experiment) -> tuple[Experiment, dict[str, Any]]:
-    """Splits a resolved configuration into what decides the compiled program and the numbers that it takes as arguments.
+    """Splits a resolved configuration into what decides the compiled program and the numbers that are its arguments.
 
     The numbers are every float of task options, augmentation, optimizer, schedule and EMA, and the strengths of
-    augmentation that are on. In the first half NaN stands in their place, so that one which were compiled in would show.
+    augmentation that are on. In the first half NaN stands in their place, so that one that is compiled in shows.
     """
     structure, numbers = copy.deepcopy(config), {}
     for part in ('augment', 'optimizer', 'schedule', 'ema', 'task'):

@@ -7,16 +7,23 @@ import numpy as np
 
 
 def grid(images: np.ndarray, captions: Sequence[str], columns: int = 8) -> np.ndarray:
-    """Images [N, H, W, 1 or 3], each stretched to its own range, in rows with their captions."""
+    """Images [N, H, W, 1 or 3], each stretched to its own range, in rows under their captions."""
+    from PIL import Image, ImageDraw
+
+    side, margin, text = 112, 8, 14
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-
-    def draw(figure: Any) -> None:
-        for axes, image, caption in zip(_cells(figure, rows, columns), images, captions, strict=False):
-            axes.imshow(_stretched(image), interpolation='nearest')
-            axes.set_title(caption, fontsize=7)
-
-    return _figure(draw, (1.1 * columns, 1.3 * rows))
+    sheet = Image.new('RGB', (columns * (side + margin) + margin, rows * (side + text + margin) + margin), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = margin + column * (side + margin), margin + row * (side + text + margin)
+        draw.text((left, top), caption, fill='black')
+        tile = Image.fromarray((_stretched(image) * 255).round().astype(np.uint8))
+        scale = side / max(tile.size)
+        tile = tile.resize([max(round(length * scale), 1) for length in tile.size], Image.Resampling.NEAREST)
+        sheet.paste(tile, (left, top + text))
+    return np.asarray(sheet)
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -46,6 +53,7 @@ def segmentation(
 ) -> np.ndarray:
     """Images [N, H, W, C] over their true and predicted class maps [N, H, W], with a legend of the classes."""
     import matplotlib
+    from matplotlib.patches import Patch
 
     columns = len(images)
     palette = matplotlib.colormaps['tab20'](np.arange(len(class_names)) % 20)[:, :3]
@@ -62,10 +70,8 @@ def segmentation(
             if index % columns == 0:
                 axes.text(-0.08, 0.5, ('image', 'true', 'predicted')[index // columns], rotation=90, ha='center',
                           va='center', transform=axes.transAxes, fontsize=9)  # fmt: skip
-        patches = [matplotlib.patches.Patch(color=colour, label=name) for colour, name in zip(palette, class_names)]
+        patches = [Patch(color=colour, label=name) for colour, name in zip(palette, class_names, strict=True)]
         figure.legend(handles=patches[:40], loc='outside lower center', ncols=min(11, len(patches)), fontsize=8)
-
-    import matplotlib.patches
 
     return _figure(draw, (1.4 * columns + 0.3, 4.9))
 

@@ -20,7 +20,7 @@ def prepare(batch: Batch, key: jax.Array | None, numbers: Any, *, data: config.D
     """The batch that the model sees: pixels scaled to 0..1, augmented where a key is given, then normalised."""
     if 'image' not in batch:
         return batch
-    dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    dtype = jax.dtypes.canonicalize_dtype(jnp.float64)  # float32, unless 64 bits are enabled
     batch = {**batch, 'image': batch['image'].astype(dtype) / 255}
     if data.image_size is not None:
         batch = resize(batch, data.image_size)

@@ -61,16 +61,16 @@ class Batches:
     def __init__(self, source: Source, sharding: NamedSharding, resident: bool | None, workers: int = 0):
         self._source, self._sharding, self._workers = source, sharding, workers
         self.num_examples, self.fingerprint = len(source), source.fingerprint
-        size = sum(array.nbytes for array in source[0].values()) * len(source) if len(source) else 0
-        self._arrays: Any = None
-        if resident or (resident is None and size <= RESIDENT_BYTES):
+        size = sum(array.nbytes for array in source[0].values()) * len(source)
+        self.resident = size <= RESIDENT_BYTES if resident is None else resident
+        if self.resident:
             replicated = NamedSharding(sharding.mesh, PartitionSpec())
             self._arrays = jax.device_put(source.arrays(), replicated)
             self._gather = jax.jit(_gather, out_shardings=sharding)
 
     def __call__(self, indices: Indices, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of steps start..stop-1."""
-        if self._arrays is None:
+        if not self.resident:
             return self._stream(indices, start, stop)
         return (self._gather(self._arrays, *indices(step)) for step in range(start, stop))
 

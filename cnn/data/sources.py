@@ -10,11 +10,9 @@ import bisect
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib
-import io
 import itertools
 import json
 import logging
@@ -22,20 +20,17 @@ import operator
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from cnn import datasets
 from cnn.config import InputError, Spec, nearest
 
-_EMBEDDED = pathlib.Path(__file__).parent.parent / 'datasets'
 _NAME = re.compile(r'(?P<base>\w+)(/(?P<config>[^/:]+))?(:(?P<version>\d+\.\d+\.\d+))?')
 _HASHED_BYTES = 64 * 2**20  # splits are fingerprinted by content below this size, by names and sizes of files above
-_THREADED_BYTES = (
-    2**15
-)  # measured: decoding in threads gains from here on (1.3 to 1.9 times on 2 cores), and loses below
+_THREADED_BYTES = 2**15  # of an example. Measured on 2 cores: threads decode larger ones 1.3 to 1.9 times faster
 
 
 def data_dir() -> pathlib.Path:
@@ -45,10 +40,11 @@ def data_dir() -> pathlib.Path:
 
 def names() -> dict[str, pathlib.Path]:
     """The data sets that `load` knows, and the file that makes each, or the directory of its latest version."""
+    known = datasets.files()
     prepared = [*data_dir().glob('*/*/dataset_info.json'), *data_dir().glob('*/*/*/dataset_info.json')]
-    directories = sorted(filter(_version, (info.parent for info in prepared)), key=_version)
-    embedded = {file.stem: file for file in sorted(_EMBEDDED.glob('[!_]*.py'))}
-    return {directory.parent.relative_to(data_dir()).as_posix(): directory for directory in directories} | embedded
+    for directory in sorted(filter(_version, (info.parent for info in prepared)), key=_version, reverse=True):
+        known.setdefault(directory.parent.relative_to(data_dir()).as_posix(), directory)
+    return known
 
 
 def spec(name: str) -> Spec:
@@ -73,8 +69,8 @@ def load(name: str, split: str, fields: Sequence[str]) -> 'Source':
     """
     with _packages():
         builder = _builder(name)
-        if not _is_prepared(builder):
-            _prepare(builder)
+        if not builder.info.splits:
+            datasets.prepare(builder)
             builder = _builder(name)
         whole = _spec(builder)
         for field in fields:
@@ -118,6 +114,10 @@ class Source:
         self._files = files
         self._shards = [ArrayRecordDataSource([file]) for file in files]
         self._ends = list(itertools.accumulate(len(shard) for shard in self._shards))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _silence()  # in a process that reads for another one
+        self.__dict__ |= state
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -172,7 +172,7 @@ class Source:
         try:
             return self._shards[shard].__getitems__(positions)
         except RuntimeError as error:  # ArrayRecord keeps a hash of each record
-            raise _damaged(self._files[shard].filename, str(error)) from error
+            raise _damaged(self._files[shard].filename, _line(error)) from error
 
     def _decode(self, record: bytes) -> dict[str, np.ndarray]:
         if self._drops:  # TFDS passes over most features that are not asked for, but fails on ragged ones
@@ -198,7 +198,7 @@ def _builder(name: str) -> Any:
         )
     base, config, version = parts['base'], parts['config'], parts['version']
     embedded = None
-    if (_EMBEDDED / f'{base}.py').exists():
+    if base in datasets.files():
         embedded = importlib.import_module(f'cnn.datasets.{base}').Builder
         if config and config not in embedded.builder_configs:
             raise nearest('data set', name, [f'{base}/{known}' for known in embedded.builder_configs] or [base])
@@ -210,12 +210,12 @@ def _builder(name: str) -> Any:
             return tfds.builder_from_directory(directory, file_format='array_record')
     except (OSError, ValueError, google.protobuf.json_format.ParseError) as error:
         raise InputError(
-            f'data set {name!r} in {data_dir()} cannot be read ({error}); delete it there and prepare it again, '
+            f'data set {name!r} in {data_dir()} cannot be read ({_line(error)}); delete it there and prepare it again, '
             "with file_format='array_record'"
         ) from error
     raise InputError(
-        f'{nearest("data set", name, names())} (looked in {_EMBEDDED} and in {data_dir()}; TFDS_DATA_DIR names another '
-        "directory, and TFDS sets are to be prepared there beforehand, with file_format='array_record')"
+        f'{nearest("data set", name, names())} (looked in cnn/datasets and in {data_dir()}; TFDS_DATA_DIR names '
+        "another directory, and TFDS sets are to be prepared there beforehand, with file_format='array_record')"
     )
 
 
@@ -231,36 +231,6 @@ def _directory(base: str, config: str | None, version: str | None) -> pathlib.Pa
 def _version(directory: pathlib.Path) -> tuple[int, ...]:
     """For ordering; empty where the directory is not a prepared version."""
     return tuple(map(int, directory.name.split('.'))) if re.fullmatch(r'\d+\.\d+\.\d+', directory.name) else ()
-
-
-def _is_prepared(builder: Any) -> bool:
-    return pathlib.Path(builder.data_dir, 'dataset_info.json').exists()  # written last, then the directory is renamed
-
-
-def _prepare(builder: Any) -> None:
-    """Writes an embedded data set; where several processes want it at once, one does and the others wait."""
-    import tensorflow_datasets as tfds
-
-    directory = pathlib.Path(builder.data_dir)
-    try:
-        data_dir().mkdir(parents=True, exist_ok=True)
-        with open(data_dir() / f'.{builder.name}.lock', 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
-            if _is_prepared(builder):
-                return
-            if directory.exists():
-                raise InputError(f'{directory} lacks its dataset_info.json; delete it, and it is prepared again')
-            for left in directory.parent.glob('incomplete.*'):  # by a process that was killed
-                shutil.rmtree(left)
-            logging.getLogger(__name__).info('preparing %s in %s', builder.info.full_name, directory)
-            tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare()
-    except (OSError, RuntimeError) as error:  # ArrayRecord says RuntimeError where the disk is full
-        raise InputError(
-            f'cannot prepare data set {builder.name!r} in {data_dir()} ({error}); '
-            'set TFDS_DATA_DIR to a directory with free space that you may write to'
-        ) from error
 
 
 def _check(files: Sequence[Any]) -> None:
@@ -281,6 +251,10 @@ def _damaged(filename: str, reason: str) -> InputError:
         f'record file {filename} is damaged ({reason}); delete {os.path.dirname(filename)} and prepare it again '
         '(the data sets of cnn/datasets prepare themselves)'
     )
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split())
 
 
 def _spec(builder: Any) -> Spec:
@@ -323,12 +297,16 @@ def _packages() -> Iterator[None]:
         import array_record.python.array_record_module  # noqa: F401
         import tensorflow_datasets  # noqa: F401
 
-        logging.getLogger('absl').addFilter(_is_news)
+        _silence()
         yield
     except ImportError as error:
         raise InputError(f'reading data needs a package ({error}); pip install -r requirements.txt') from error
 
 
+def _silence() -> None:
+    """TFDS tells through absl each thing that it does; its errors are enough."""
+    logging.getLogger('absl').addFilter(_is_news)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """TFDS logs each thing that it does; its errors are enough."""
     return record.levelno >= logging.ERROR or 'tensorflow_datasets' not in record.pathname

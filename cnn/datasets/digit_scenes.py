@@ -2,7 +2,7 @@
 
 Each scene holds real digits of one split of `digits`, so no writer is in two splits. They lie at random places and
 sizes over a smooth background, strokes and fragments of other digits (distractors, which bear no label); later digits
-hide at most a quarter of an earlier one. Scenes are a function of (SEED, split, index): only integers are drawn and
+hide at most a fifth of an earlier one. Scenes are a function of (SEED, split, index): only integers are drawn and
 blended.
 """
 
@@ -19,7 +19,7 @@ from cnn.datasets import digits
 SEED = 0
 NUM_SCENES = {'train': 2000, 'validation': 250, 'test': 500}
 INK = 128  # a pixel is the digit's where at least this much of 255 of it is covered; below, the edge only blends
-HIDDEN = 0.25  # the part of a digit's ink that later ones may hide
+HIDDEN = 0.2  # the part of a digit's ink that later ones may hide
 PLACEMENTS = 20  # tried before a digit is left out
 
 
@@ -29,7 +29,7 @@ class SceneConfig(tfds.core.BuilderConfig):
 
     size: int
     digits: int
-    heights: tuple[int, int] = (12, 32)
+    heights: tuple[int, int] = (16, 32)
 
 
 def scene(
@@ -47,7 +47,7 @@ def scene(
     for _ in range(rng.integers(1, config.digits, endpoint=True)):
         chosen = rng.integers(len(images))
         alpha = _resized(rng, images[chosen], config)
-        brightness = rng.integers(150, 255, endpoint=True)
+        brightness = rng.integers(180, 255, endpoint=True)
         for _ in range(PLACEMENTS):
             placed = _placed(rng, alpha, config.size)
             mask = placed >= INK
@@ -58,7 +58,7 @@ def scene(
                 ink[count], classes[count] = mask.sum(), labels[chosen]
                 count += 1
                 break
-    noise = rng.integers(-12, 12, canvas.shape, endpoint=True)
+    noise = rng.integers(-8, 8, canvas.shape, endpoint=True)
     return {
         'image': np.clip(canvas + noise, 0, 255).astype(np.uint8)[..., None],
         'boxes': np.stack([_box(mask) for mask in masks]),
@@ -71,12 +71,12 @@ def scene(
 def _clutter(rng: np.random.Generator, images: np.ndarray, config: SceneConfig) -> np.ndarray:
     """What lies under the digits: int64 (size, size), 0 .. 255. The larger the canvas, the more there is of it."""
     area = (config.size // 64) ** 2
-    cells = rng.integers(0, 90, (5, 5)).astype(np.uint8)
+    cells = rng.integers(0, 80, (5, 5)).astype(np.uint8)
     drawing = Image.fromarray(cells).resize((config.size, config.size), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(drawing)
     for _ in range(rng.integers(2 * area, 6 * area)):
         (x, y), (dx, dy) = rng.integers(0, config.size, 2), rng.integers(-24, 24, 2, endpoint=True)
-        brightness = int(rng.integers(80, 200))
+        brightness = int(rng.integers(80, 180))
         draw.line([int(x), int(y), int(x + dx), int(y + dy)], fill=brightness, width=int(rng.integers(1, 3)))
     canvas = np.asarray(drawing).astype(np.int64)
     for _ in range(rng.integers(area, 5 * area)):
@@ -85,7 +85,7 @@ def _clutter(rng: np.random.Generator, images: np.ndarray, config: SceneConfig) 
         window = np.s_[y : y + height, x : x + width]
         fragment[window] = images[rng.integers(len(images))][window]
         placed = _placed(rng, _resized(rng, fragment, config), config.size)
-        canvas = _blended(canvas, placed, rng.integers(100, 200))
+        canvas = _blended(canvas, placed, rng.integers(80, 180))
     return canvas
 
 

@@ -5,9 +5,9 @@ tasks, because all that depends on the task stands behind the methods of `Task`:
 
     apply(variables, *inputs, train, key=None, method=None, mutable=None, **options) -> outputs, model_state
 
-runs the model. `variables` is `{'params': ..., 'batch_stats': ..., ...}`, passed in the open, and `model_state` is what
-the call leaves behind: `variables` without `params`, with what the call changed. Float options are traced numbers inside
-a step, so they may be used in arithmetic but not in `if`. What that makes possible, in a line each:
+runs the model. `variables` is `{'params': ..., 'batch_stats': ..., ...}`, passed in the open, and `model_state` is
+what the call leaves behind: `variables` without `params`, with what the call changed. Float options are traced numbers
+inside a step, so they may be used in arithmetic but not in `if`. What that makes possible, in a line each:
 
     two-stage detector   outputs, _ = apply(variables, image, boxes, method='heads', ...): boxes enter the forward pass;
                          `collect` keeps detections, `summarize` makes mAP of them, which is no sum
@@ -17,7 +17,7 @@ a step, so they may be used in arithmetic but not in `if`. What that makes possi
     model called twice   _, state = apply(variables, a, ...); apply({**variables, **state}, b, ...): statistics thread
     distillation         variables['teacher'] is a collection that the model does not touch and the step hands on
     SAM                  jax.grad of the loss inside `loss`, then the loss again at params + stop_gradient(radius)
-    accumulation         `loss` returns a sum and a count; the step divides once, whatever was ignored in each microbatch
+    accumulation         `loss` returns a sum and a count; the step divides once, whatever each microbatch ignored
 """
 
 import importlib

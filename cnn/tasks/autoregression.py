@@ -21,8 +21,8 @@ NOTHING_YET = -1  # stands before the first value; its one-hot code is zero
 class Autoregression:
     """Cross-entropy of the next of `levels` values, in bits per dimension; reads `tokens`, or an `image` row by row.
 
-    The model is causal: its output t may depend on inputs up to t, and is given the sequence shifted by one. To generate,
-    its method `decode` takes one value [N] and keeps what it needs of the past in the collection `cache`.
+    The model is causal: its output t may depend on inputs up to t, and is given the sequence shifted by one. Its method
+    `decode` takes one value [N] and keeps what it needs of the past in the collection `cache`; so it generates.
     """
 
     levels: int = 256  # pixels of 0..1 are rounded to this many

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from cnn.config import RunFailed
+from cnn.config import InputError, RunFailed
 
 
 class DamagedCheckpoint(RunFailed):
@@ -64,13 +64,14 @@ class Checkpoints:
             raise DamagedCheckpoint(f'no checkpoint in {self._manager.directory} is sound: {steps} are damaged')
         return None
 
-    def best_step(self) -> int | None:
-        """The step of the best score; the last step where none has a score."""
-        self.wait()
+    def best_step(self) -> int:
+        """The step of the best score; the last one where none has a score. Raises InputError where there is none."""
+        self._manager.wait_until_finished()
         step = self._manager.best_step()
-        if step is None or self._manager.metrics(step)['score'] == -math.inf:
-            return self._manager.latest_step()
-        return step
+        if step is None:
+            raise InputError(f'{self._manager.directory}: holds no checkpoint yet')
+        scored = self._manager.metrics(step)['score'] > -math.inf
+        return step if scored else self._manager.latest_step()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """The state of a step and its notes. Raises DamagedCheckpoint."""
@@ -86,10 +87,6 @@ class Checkpoints:
             if expected.get(name) != found.get(name):
                 raise DamagedCheckpoint(f'checkpoint {where} is damaged: {name} has other bits than were saved')
         return restored.state, notes
-
-    def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong there, such as a full disk."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go."""
@@ -112,6 +109,7 @@ def checksums(state: Any) -> dict[str, int]:
 @jax.jit
 def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
     def checksum(leaf: jax.Array) -> jax.Array:
+        leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
         width = min(leaf.dtype.itemsize, 4)
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * width}')).astype(jnp.uint32)
         weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape) + 1

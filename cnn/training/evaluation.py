@@ -1,5 +1,6 @@
 """A program on a split: metrics and pictures; and the way back from a run folder to its network."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -60,8 +61,6 @@ def load_run(folder: pathlib.Path, mesh: Mesh) -> tuple[Experiment, Program, Num
     program, numbers = programs.build(config, sources.spec(config.data.name), 1, mesh)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
     step = checkpoints.best_step()
-    if step is None:
-        raise InputError(f'{folder}: holds no checkpoint yet')
     state, _ = checkpoints.restore(step, program.state)
     checkpoints.close()
     return config, program, numbers, state, step
@@ -81,4 +80,4 @@ def start_from(state: TrainState, folder: pathlib.Path, mesh: Mesh) -> TrainStat
     loaded = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), loaded, state.variables)
     params = loaded.pop('params')
     ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, {'params': params, **loaded})
-    return state.replace(params=params, model_state=loaded, ema=ema)
+    return dataclasses.replace(state, params=params, model_state=loaded, ema=ema)

@@ -1,8 +1,8 @@
 """Optimizers and schedules as optax chains whose numbers may be traced.
 
-What a number decides (learning rate, momentum, decay, steps of the schedule) comes in `numbers`, so that runs which differ
-in numbers share one compilation; what changes the program (the kind of optimizer, clipping or none) comes from the
-configuration.
+What a number decides (learning rate, momentum, decay, steps of the schedule) comes in `numbers`, so that runs which
+differ in numbers share one compilation; what changes the program (the kind of optimizer, clipping or none) comes from
+the configuration.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ Numbers = dict[str, Any]
 def build(optimizer: config.Optimizer, schedule: config.Schedule, numbers: Numbers) -> optax.GradientTransformation:
     """The chain clip -> decay and moments -> learning rate.
 
-    Decay is added to the gradient for `sgd` and `adam` (PyTorch's L2 form) and stands beside it, decoupled and scaled by
-    the learning rate, for `adamw` (Loshchilov & Hutter 2019).
+    Decay is added to the gradient for `sgd` and `adam` (PyTorch's L2 form); for `adamw` (Loshchilov & Hutter 2019) it
+    stands beside it, scaled by the learning rate.
     """
     values = numbers['optimizer']
     decay = optax.add_decayed_weights(
@@ -47,9 +47,10 @@ def decay_mask(params: Any, exclude: tuple[str, ...]) -> Any:
 def learning_rate(schedule: config.Schedule, step: jax.Array, numbers: Numbers) -> jax.Array:
     """The learning rate of a step, counted from 0; traced in all but the kind of schedule.
 
-    one_cycle is Smith & Topin 2018 with half cosines, as in PyTorch's OneCycleLR: from 1/25 up over the warm-up, then down
-    to `final`. The others rise linearly over the warm-up, so that its last step has the full rate.
+    one_cycle (Smith & Topin 2018) is two half cosines: from 1/25 up over the warm-up, then down to `final`. The others
+    rise linearly over the warm-up, so that its last step has the full rate.
     """
+    step = jnp.asarray(step, jax.dtypes.canonicalize_dtype(jnp.float64))  # as wide as the machine's setting allows
     total, warmup = numbers['steps']['total'], numbers['steps']['warmup']
     final = numbers['schedule']['final']
     progress = jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1), 0, 1)
@@ -62,8 +63,8 @@ def learning_rate(schedule: config.Schedule, step: jax.Array, numbers: Numbers) 
     elif schedule.name == 'cosine':
         factor = jnp.where(step < warmup, rise, cosine)
     elif schedule.name == 'step':
-        drops = sum((step >= boundary) * 1 for boundary in numbers['steps']['boundaries'])
-        factor = rise * numbers['schedule']['factor'] ** jnp.asarray(drops)
+        drops = sum(jnp.where(step >= boundary, 1, 0) for boundary in numbers['steps']['boundaries'])
+        factor = rise * numbers['schedule']['factor'] ** drops
     else:
         factor = rise
     return numbers['optimizer']['learning_rate'] * factor

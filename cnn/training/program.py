@@ -39,8 +39,8 @@ class Program:
 def resolve(config: Experiment, spec: Spec) -> Experiment:
     """The configuration with every option of model and task written out, checked against the data's spec.
 
-    Raises InputError for names, variants and options that do not exist, and for a task that the data can't serve. Starts
-    no device.
+    Raises InputError for names, variants and options that do not exist, and for a task that the data can't serve.
+    Starts no device.
     """
     resolved = copy.deepcopy(config)
     resolved.model.options = models.options(config.model.name, config.model.options)
@@ -75,10 +75,10 @@ def build(config: Experiment, spec: Spec, num_examples: int, mesh: Mesh) -> tupl
     }
     numbers['seed'] = np.uint32(config.seed)
     # Nothing else of the configuration enters a compiled function.
-    program = (structure.model, structure.task, structure.augment, structure.optimizer, structure.schedule.name)
-    program += (structure.ema, structure.data.image_size, structure.data.mean, structure.data.std, spec)
-    parts = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in program]
-    key = (json.dumps(parts, sort_keys=True), len(config.schedule.boundaries), mesh)
+    parts: list[Any] = [structure.model, structure.task, structure.augment, structure.optimizer, structure.ema, spec]
+    settings = [structure.schedule.name, len(structure.schedule.boundaries)]
+    settings += [structure.data.image_size, structure.data.mean, structure.data.std]
+    key = (json.dumps([*(dataclasses.asdict(part) for part in parts), *settings], sort_keys=True), mesh)
     if key not in _PROGRAMS:
         _PROGRAMS[key] = _build(structure, spec, numbers, mesh)
     return _PROGRAMS[key], numbers

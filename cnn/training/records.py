@@ -73,7 +73,10 @@ class RunFolder:
         `data` holds the fingerprints of the splits. Raises InputError for differences that would make it another run.
         """
         record = read_json(self.path / 'run.json')
-        entry = {'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'), 'command': command}
+        entry: dict[str, Any] = {
+            'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'command': command,
+        }
         environment = {'code': code_revision(), 'packages': package_versions(), 'devices': device_names()}
         if record is None:
             record = {'config': configuration.to_dict(config), 'data': data, **environment, 'history': []}

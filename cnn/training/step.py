@@ -79,8 +79,8 @@ def train_step(
     if ema is not None:
         decay = jnp.where(step % ema_every == 0, numbers['ema']['decay'], 1.0)
         ema = optax.incremental_update({'params': params, **model_state}, ema, 1 - decay)
-    row = {'loss': (total, count), **metrics}
-    row = {name: value / jnp.maximum(number, 1) for name, (value, number) in row.items()}
+    totals: Totals = {'loss': (total, count), **metrics}
+    row = {name: value / jnp.maximum(number, 1) for name, (value, number) in totals.items()}
     row['gradient_norm'] = optax.global_norm(gradient)
     row['learning_rate'] = learning_rate(state.step, numbers)
     return TrainState(step, params, model_state, opt_state, ema), row

@@ -15,12 +15,10 @@ import socket, sys
 def refuse(*args, **kwargs):
     raise AssertionError('the network was asked for')
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-sys.modules['tensorflow'] = None  # importing it raises ImportError
 
 from cnn.data import sources
 assert len(sources.load('digits', 'train', ['image', 'label']).arrays()['image']) == 1293
-assert sys.modules['tensorflow'] is None
-assert not [name for name in sys.modules if name.startswith('tensorflow.')]
+assert 'tensorflow' not in sys.modules
 """
 
 
@@ -59,5 +57,4 @@ def test_preparing_again_gives_the_same_examples(tmp_path, monkeypatch):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     again = sources.load('digits', 'train', ['image'])
     assert again.fingerprint == first.fingerprint
-    assert next(again._records()) != b''
-    assert {file.name: file.stat().st_size for file in tmp_path.glob('digits/1.0.0/*array_record*')}
+    assert len(list(tmp_path.glob('digits/1.0.0/*array_record*'))) == 3

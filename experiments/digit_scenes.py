@@ -1,0 +1,24 @@
+"""Digits on cluttered scenes, 64x64, segmented by a U-Net.
+
+    python launch.py --config=experiments/digit_scenes.py
+"""
+
+from cnn.config import Experiment
+
+
+def get_config() -> Experiment:
+    config = Experiment()
+    config.model.name = 'unet'
+    config.model.options = {'width': 16, 'depth': 3}
+    config.task.name = 'segmentation'
+    config.task.options = {'background': 0}
+    config.data.name = 'digit_scenes'
+    config.data.batch_size = 32
+    config.optimizer.name = 'adamw'
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 0.05
+    config.schedule.name = 'one_cycle'
+    config.schedule.warmup = '30%'
+    config.train.duration = '20ep'
+    config.eval.every = '2ep'
+    return config

@@ -1,0 +1,24 @@
+"""Handwritten digits read pixel by pixel, 64 values of 17 levels, by a WaveNet that also draws new ones.
+
+    python launch.py --config=experiments/digit_sequences.py
+"""
+
+from cnn.config import Experiment
+
+
+def get_config() -> Experiment:
+    config = Experiment()
+    config.model.name = 'wavenet'
+    config.model.options = {'levels': 17, 'dilations': (1, 2, 4, 8, 16, 32), 'stacks': 1, 'kernel_size': 2}
+    config.task.name = 'autoregression'
+    config.task.options = {'levels': 17}
+    config.data.name = 'digits'
+    config.data.batch_size = 64
+    config.optimizer.name = 'adamw'
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 0.05
+    config.schedule.name = 'one_cycle'
+    config.schedule.warmup = '30%'
+    config.train.duration = '40ep'
+    config.eval.every = '2ep'
+    return config
