@@ -9,7 +9,7 @@ import runpy
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -33,7 +33,7 @@ flags
   --config.FIELD=VALUE        any field of the configuration; 'none' clears one that may be empty
   --config.model.options.KEY=VALUE, --config.task.options.KEY=VALUE
                               fields of the network and of the task
-  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT of the configuration)
+  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT)
   --print_config              show the resolved configuration and stop
   --profile=START:STOP        train: trace these steps with the profiler, into the run folder
   --split=NAME                evaluate: the split (default config.data.test_split)
@@ -42,6 +42,7 @@ flags
 exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
 """
 VERBS = ('train', 'evaluate', 'data')
+FLAGS_OF_ONE_VERB = {'profile': 'train', 'split': 'evaluate', 'list': 'data'}
 OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL)
 
 
@@ -69,28 +70,31 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         raise nearest('verb', verb, VERBS)
     arguments, special = _without_special(arguments)
     overridden = bool(special) or any(re.match(r'--?(no)?config\b', argument) for argument in arguments)
-    arguments = [argv[0], *arguments]
-    # The flag's own default would need the file; so an absent --config is made present.
-    if not any(re.match(r'--?config=', argument) for argument in arguments):
-        arguments.insert(1, f'--config={DEFAULT_EXPERIMENT}')
-    config_flags.DEFINE_config_dataclass(
-        'config', Experiment(), 'experiment file', flag_values, arguments, parse_fn=load_experiment
-    )
+    # Configuration flags want the file before its fields, and their own default would need the file.
+    files = [argument for argument in arguments if re.match(r'--?config=', argument)]
+    fields = [argument for argument in arguments if argument not in files]
+    arguments = [argv[0], *(files or [f'--config={DEFAULT_EXPERIMENT}']), *fields]
     flags.DEFINE_string('workdir', None, 'the folder to write to', flag_values)
     flags.DEFINE_boolean('print_config', False, 'show the resolved configuration and stop', flag_values)
     flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace', flag_values)
     flags.DEFINE_string('split', None, 'the split to evaluate', flag_values)
     flags.DEFINE_boolean('list', False, 'list the data sets', flag_values)
     try:
+        config_flags.DEFINE_config_dataclass(
+            'config', Experiment(), 'experiment file', flag_values, arguments, parse_fn=load_experiment
+        )
         rest = flag_values(arguments)[1:]
     except flags.UnrecognizedFlagError as error:
         raise nearest('flag', f'--{error.flagname}', [f'--{name}' for name in flag_values]) from None
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:
         raise _parse_error(error) from None
     if rest:
         raise InputError(f'unexpected argument {rest[0]!r}; flags are written --NAME=VALUE')
+    for name, owner in FLAGS_OF_ONE_VERB.items():
+        if flag_values[name].present and verb != owner:
+            raise InputError(f'--{name} belongs to another verb: python launch.py {owner} --{name}')
     config = flag_values.config
-    for path, value in special:
+    for path, value in special.items():
         if '.options.' in path:
             part, _, name = path.split('.', 2)
             getattr(config, part).options[name] = value
@@ -118,7 +122,10 @@ def load_experiment(path: str) -> Experiment:
         known = [str(known.relative_to(ROOT)) for known in (ROOT / 'experiments').rglob('*.py')]
         raise nearest('experiment file', file, known)
     try:
-        config = runpy.run_path(file)['get_config'](*argument)
+        module = runpy.run_path(file)
+        if 'get_config' not in module:
+            raise InputError(f'{file}:1: has no function get_config')
+        config = module['get_config'](*argument)
     except InputError:
         raise
     except Exception as error:
@@ -143,10 +150,11 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _without_special(arguments: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Takes out what configuration flags can't do: options, and `none`. Refuses fields that don't exist."""
+def _without_special(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Takes out what configuration flags can't do: options, `none`, tuples. Refuses unknown fields."""
     paths = configuration.field_paths(Experiment())
-    ordinary, special = [], []
+    ordinary: list[str] = []
+    special: dict[str, Any] = {}
     for argument in arguments:
         override = OVERRIDE.fullmatch(argument)
         if not override:
@@ -154,42 +162,53 @@ def _without_special(arguments: list[str]) -> tuple[list[str], list[tuple[str, A
             continue
         path, value = override['path'], override['value']
         part, _, option = path.partition('.options.')
+        if override['no'] and (option or value is not None):
+            raise InputError(f'{argument}: write --config.{path}=VALUE')
         if option and f'{part}.options' in paths:
             if value is None:
                 raise InputError(f'--config.{path}: give it a value, --config.{path}=VALUE')
-            special.append((path, _literal(value)))
+            special[path] = _literal(value)
             continue
         if path not in paths:
             raise nearest('field', f'config.{path}', [f'config.{known}' for known in paths])
         annotation = paths[path]
         if annotation in (dict, dict[str, Any]):
             raise InputError(f'--config.{path}: set one option at a time, --config.{path}.NAME=VALUE')
-        optional = type(None) in typing.get_args(annotation)
-        if value is not None and value.lower() == 'none' and optional:
-            special.append((path, None))
-        elif value and annotation == tuple[str, ...] and value[0] not in '([\'"':
-            ordinary.append(f'--config.{path}={tuple(value.split(","))!r}')
+        kinds = (annotation, *typing.get_args(annotation))
+        clears = value is not None and value.lower() == 'none'
+        if clears and type(None) in kinds:
+            special[path] = None
+        elif clears and ... in kinds:
+            special[path] = ()
+        elif value is not None and tuple in map(typing.get_origin, kinds):
+            special[path] = _items(value, str if str in kinds else _literal)
         else:
+            special.pop(path, None)
             ordinary.append(argument)
     return ordinary, special
 
 
+def _items(text: str, convert: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The items of a tuple, with or without brackets and quotes: `50%,75%`, `(32, 32)`, `['bias']`."""
+    items = (item.strip(' \'"') for item in text.strip(' ()[]').split(','))
+    return tuple(convert(item) for item in items if item)
+
+
 def _literal(text: str) -> Any:
-    """A Python literal, also with lower-case true, false and none; any other text is a string."""
-    words = {'true': True, 'false': False, 'none': None}
-    if text.lower() in words:
-        return words[text.lower()]
+    """A Python literal, also with lower-case true and false; any other text is a string."""
+    if text in ('true', 'false'):
+        return text == 'true'
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         return text
 
 
-def _parse_error(error: flags.Error) -> InputError:
+def _parse_error(error: Exception) -> InputError:
     """One line for what absl says of a flag."""
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, InputError):
-        return cause
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, InputError):
+            return cause
     text = str(error).splitlines()[0]
     match = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.DOTALL)
     if match:
@@ -248,7 +267,7 @@ def train(command: Command) -> None:
     finished = folder.done
     result = train_and_evaluate(config, spec, folder, command.argv, command.profile)
     values = ', '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in result['metrics'].items())
-    again = ' (finished before; remove the folder or choose another --workdir to start afresh)' if finished else ''
+    again = '' if result != finished else ' (finished before; remove it or choose another --workdir to start afresh)'
     print(f'{config.data.test_split or "last split"}: {values}, at step {result["best_step"]} of {result["step"]}')
     print(f'{folder_path}{again}')
 

@@ -10,9 +10,10 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional
 
 
@@ -215,13 +216,13 @@ def set_value(config: Any, path: str, value: Any) -> None:
 
 
 def conform(value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` has it: whole numbers become floats, lists become tuples.
+    """`value` as `annotation` has it: whole numbers become floats, lists become tuples, 'none' None where that may be.
 
     Raises TypeError where it can't be that type.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        if value in (None, 'none') and type(None) in arguments:
             return None
         (annotation,) = (argument for argument in arguments if argument is not type(None))
         return conform(value, annotation)
@@ -241,8 +242,11 @@ def conform(value: Any, annotation: Any) -> Any:
 
 
 def type_name(annotation: Any) -> str:
-    """How a type is written in a message: int, tuple[int, int], ..."""
-    return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    """How a type is written in a message: int, tuple[int, int], float or none, ..."""
+    arguments = typing.get_args(annotation)
+    if type(None) in arguments:
+        return ' or '.join(type_name(kind) for kind in arguments if kind is not type(None)) + ' or none'
+    return annotation.__name__ if isinstance(annotation, type) and not arguments else str(annotation)
 
 
 def complete_options(kind: str, cls: Any, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,7 +293,11 @@ RESUMABLE = ('train.duration', 'eval.every', 'checkpoint.every', 'log.every')
 
 def validate(config: Experiment) -> None:
     """Checks every field by itself and brings it into its type. Raises InputError naming the field."""
-    for path, annotation in field_paths(config).items():
+    paths = field_paths(Experiment())
+    for path in _attributes(config):
+        if path not in paths:
+            raise nearest('field', f'config.{path}', [f'config.{known}' for known in paths])
+    for path, annotation in paths.items():
         value = get(config, path)
         try:
             set_value(config, path, conform(value, annotation))
@@ -309,6 +317,15 @@ def validate(config: Experiment) -> None:
     if config.train.duration.endswith('%'):
         raise InputError(f'config.train.duration={config.train.duration!r}: a share of itself; give steps, ep or ex')
     _validate_combinations(config)
+
+
+def _attributes(config: Any, prefix: str = '') -> Iterator[str]:
+    """The paths of all that was set, of fields that do not exist too."""
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            yield from _attributes(value, f'{prefix}{name}.')
+        else:
+            yield prefix + name
 
 
 def _check_duration(path: str, text: str) -> None:
@@ -346,9 +363,9 @@ def steps(text: str, *, batch_size: int, num_examples: int, total: int) -> int:
     At least one step unless the duration is zero. Raises ValueError if `text` is none of these.
     """
     units = {'ep': num_examples / batch_size, 'ex': 1 / batch_size, '%': total / 100}
-    unit = next((unit for unit in units if text.endswith(unit)), '')
-    amount = float(text.removesuffix(unit))
-    if not (math.isfinite(amount) and amount >= 0) or (not unit and amount != int(amount)):
+    match = re.fullmatch(r'([0-9]*\.?[0-9]+(?:e[0-9]+)?)(ep|ex|%|)', text)
+    amount, unit = (float(match[1]), match[2]) if match else (math.nan, '')
+    if not math.isfinite(amount) or (not unit and amount != int(amount)):
         raise ValueError(text)
     return max(round(amount * units.get(unit, 1)), 1 if amount else 0)
 
@@ -386,10 +403,15 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
         if path not in paths:
             raise nearest('field of the configuration', path, paths)
         if path.endswith('.options'):
-            value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+            value = {key: _tuples(item) for key, item in value.items()}
         set_value(config, path, value)
     validate(config)
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def fingerprint(config: Experiment) -> str:

@@ -66,8 +66,11 @@ def output(process):
 @pytest.fixture(scope='module')
 def my_sets():
     """`my_set` of versions 1.0.0 and 1.2.0, in the data directory of the session."""
-    for version in ('1.0.0', '1.2.0'):
-        output(start(MY_SET, sources.data_dir(), version))
+    sources.data_dir().mkdir(parents=True, exist_ok=True)
+    with open(sources.data_dir() / '.my_set.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of pytest-xdist come here too
+        for version in ('1.0.0', '1.2.0'):
+            output(start(MY_SET, sources.data_dir(), version))
 
 
 @pytest.fixture(scope='module')

@@ -51,21 +51,13 @@ def abstract(name, larger=0, **fields):
 
 
 def example(name, options, shape):
-    """A network, random variables and random inputs."""
-    model = models.build(name, num_outputs=10, **options)
+    """A network and random inputs."""
     generator = np.random.default_rng(0)
     if models.variant(name).input_dtype == 'int32':
         x = generator.integers(0, options['levels'], shape, 'int32')
     else:
         x = generator.standard_normal(shape, 'float32')
-
-    def fill(path, leaf):  # by NumPy, since compiling the initialisers would take most of the time
-        if path[-1].key in ('scale', 'var'):
-            return generator.uniform(0.2, 0.4, leaf.shape).astype('float32')
-        return generator.standard_normal(leaf.shape, 'float32') / math.sqrt(math.prod(leaf.shape[:-1]) or 1)
-
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-    return model, jax.tree_util.tree_map_with_path(fill, variables), x
+    return models.build(name, num_outputs=10, **options), x
 
 
 def forward(model, variables, x):
@@ -135,15 +127,16 @@ def test_options_are_literals(name):
 
 
 @small
-def test_gradient_reaches_every_parameter(name, options, shape):
-    model, variables, x = example(name, options, shape)
+def test_gradient_reaches_every_parameter(random_variables, name, options, shape):
+    model, x = example(name, options, shape)
+    variables = random_variables(model, x)
     state = {key: value for key, value in variables.items() if key != 'params'}
 
     def loss(params):
         y, _ = model.apply(
             {'params': params, **state}, x, train=True, rngs={'dropout': jax.random.key(2)}, mutable=list(state)
         )
-        return (y * jax.random.normal(jax.random.key(3), y.shape)).sum()
+        return (y * np.random.default_rng(1).standard_normal(y.shape, 'float32')).sum()
 
     gradient = jax.jit(jax.grad(loss))(variables['params'])
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -153,23 +146,24 @@ def test_gradient_reaches_every_parameter(name, options, shape):
 
 
 @small
-def test_precisions_agree(name, options, shape):
-    """Measured: see the bounds."""
-    model, variables, x = example(name, options, shape)
+def test_precisions_agree(random_variables, name, options, shape):
+    """Measured, relative to float64: float32 at most 1.2e-7, bfloat16 .0016 to .0046."""
+    model, x = example(name, options, shape)
+    variables = random_variables(model, x)
     y = forward(model, variables, x)
     half = forward(models.build(name, num_outputs=10, dtype='bfloat16', **options), variables, x)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: leaf.astype('float64'), variables)
         double = models.build(name, num_outputs=10, dtype='float64', param_dtype='float64', **options)
         reference = forward(double, wide, x if x.dtype == 'int32' else x.astype('float64'))
-    print(f'{name}: float32 {distance(y, reference):.1e}, bfloat16 {distance(half, reference):.1e}')
-    assert 1e-12 < distance(y, reference) < 1e-5
-    assert 1e-5 < distance(half, reference) < 0.04
+    assert 1e-12 < distance(y, reference) < 1e-6
+    assert 1e-4 < distance(half, reference) < 0.01
 
 
 @small
-def test_batch_statistics_change_in_training_only(name, options, shape):
-    model, variables, x = example(name, options, shape)
+def test_batch_statistics_change_in_training_only(random_variables, name, options, shape):
+    model, x = example(name, options, shape)
+    variables = random_variables(model, x)
 
     def state(train, variables, x):
         rngs = {'dropout': jax.random.key(2)} if train else {}
@@ -217,9 +211,12 @@ def test_batch_statistics_of_a_float64_network_stay_float64():
     ],
 )
 def test_errors_are_one_line_that_names_the_input(name, options, message):
-    with pytest.raises(InputError) as error:
+    def init():
         model = models.build(name, num_outputs=10, **options)
-        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False))
+        return model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False)
+
+    with pytest.raises(InputError) as error:
+        jax.eval_shape(init)
     assert message in str(error.value)
     assert '\n' not in str(error.value)
 

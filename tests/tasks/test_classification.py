@@ -1,0 +1,153 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from cnn import pictures, tasks
+from cnn.config import InputError, Spec
+from cnn.tasks.classification import Classification
+
+NAMES = ('ant', 'bee', 'cat', 'dog')
+SPEC = Spec(
+    {'image': (6, 6, 1), 'label': ()}, {'image': 'float32', 'label': 'int64'}, {'label': NAMES}, {'train': 9}, False
+)
+
+
+def apply(variables, inputs, *, train, key=None):
+    """A network whose outputs are its variables."""
+    return variables['logits'], {'calls': 1}
+
+
+def example(count, padding, seed=0):
+    """Variables and a batch of `count` random examples and `padding` more that do not count."""
+    generator = np.random.default_rng(seed)
+    total = count + padding
+    batch = {
+        'image': generator.random((total, 6, 6, 1), np.float32),
+        'label': generator.integers(0, len(NAMES), total),
+        'valid': np.arange(total) < count,
+    }
+    return {'logits': 2 * generator.normal(size=(total, len(NAMES))).astype(np.float32)}, batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluated(task, variables, batch):
+    predictions = task.predict(apply, variables, batch, None)
+    return task.metrics(predictions, batch), task.collect(predictions, batch)
+
+
+def added(parts):
+    return jax.tree.map(lambda *leaves: sum(map(np.asarray, leaves)), *parts)
+
+
+def test_loss_is_the_cross_entropy_with_smoothed_targets_and_smoothing_may_be_traced():
+    variables, batch = example(7, 3)
+
+    @jax.jit
+    def loss(smoothing):
+        return Classification(label_smoothing=smoothing).loss(apply, variables, batch, None)
+
+    logits = variables['logits'][:7].astype(np.float64)
+    log_probability = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    for smoothing in (0.0, 0.1, 0.6):
+        target = np.full((7, 4), smoothing / 4)
+        target[np.arange(7), batch['label'][:7]] += 1 - smoothing
+        (total, count), (model_state, metrics) = loss(smoothing)
+        assert count == 7
+        np.testing.assert_allclose(total, -(target * log_probability).sum(), rtol=1e-6)
+        assert metrics['accuracy'] == ((logits.argmax(1) == batch['label'][:7]).sum(), 7)
+        assert model_state == {'calls': 1}
+
+
+def test_padding_has_no_gradient():
+    variables, batch = example(5, 3)
+    task = Classification(label_smoothing=0.1)
+    gradient = jax.jit(jax.grad(lambda variables: task.loss(apply, variables, batch, None)[0][0]))(variables)['logits']
+    assert (np.abs(gradient[:5]).max(1) > 1e-3).all()
+    np.testing.assert_array_equal(gradient[5:], 0)
+
+
+def test_metrics_are_those_of_the_examples_without_their_padding():
+    variables, batch = example(9, 4)
+    alone = {name: array[:9] for name, array in batch.items()}
+    padded, _ = evaluated(Classification(), variables, batch)
+    plain, _ = evaluated(Classification(), {'logits': variables['logits'][:9]}, alone)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), padded, plain)
+
+
+def test_metrics_agree_with_scikit_learn_however_the_split_is_divided():
+    variables, batch = example(13, 2)
+    task, whole = Classification(), slice(0, 13)
+    parts = []
+    for part in (slice(0, 8), slice(8, 10), slice(10, 15)):
+        cut = {name: array[part] for name, array in batch.items()}
+        parts.append(jax.device_get(evaluated(task, {'logits': variables['logits'][part]}, cut)))
+    totals = added([sums for sums, _ in parts])
+    metrics, _ = task.summarize(totals, [kept for _, kept in parts], SPEC)
+
+    label, logits = batch['label'][whole], variables['logits'][whole]
+    probability = np.asarray(jax.nn.softmax(logits))
+    assert metrics == {
+        'accuracy': pytest.approx(sklearn.metrics.accuracy_score(label, logits.argmax(1))),
+        'loss': pytest.approx(sklearn.metrics.log_loss(label, probability, labels=range(4)), rel=1e-5),
+    }
+    assert metrics.keys() == task.directions.keys()
+    expected = sklearn.metrics.confusion_matrix(label, logits.argmax(1), labels=range(4))
+    np.testing.assert_array_equal(totals['confusion'][0], expected)
+
+
+def test_pictures_show_the_misread_examples_of_all_batches_most_confident_first(monkeypatch):
+    task = Classification()
+    batches = [example(20, 5, seed=1), example(3, 2, seed=2)]
+    parts = [jax.device_get(evaluated(task, *batch)) for batch in batches]
+    _, drawings = task.summarize(added([sums for sums, _ in parts]), [kept for _, kept in parts], SPEC)
+    for draw in drawings.values():
+        picture = draw()
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
+    assert drawings.keys() == {'confusion', 'misread'}
+
+    misread = []
+    for variables, batch in batches:
+        probability = np.asarray(jax.nn.softmax(variables['logits']))
+        wrong = np.flatnonzero((probability.argmax(1) != batch['label']) & batch['valid'])
+        best = sorted(((probability[i].max(), i) for i in wrong), reverse=True)[:16]
+        captions = [
+            (score, f'{NAMES[batch["label"][i]]} read as {NAMES[probability[i].argmax()]}') for score, i in best
+        ]
+        misread += [(*caption, batch['image'][i]) for caption, (_, i) in zip(captions, best, strict=True)]
+    misread.sort(key=lambda entry: -entry[0])
+    assert len(misread) > 10
+    shown = []
+    monkeypatch.setattr(pictures, 'grid', lambda *arguments: shown.append(arguments))
+    drawings['misread']()
+    ((images, captions),) = shown
+    assert list(captions) == [caption for _, caption, _ in misread]
+    np.testing.assert_array_equal(images, [image for *_, image in misread])
+
+
+def test_no_picture_of_misread_examples_where_all_are_read_well():
+    task, (_, batch) = Classification(), example(4, 2)
+    variables = {'logits': jax.nn.one_hot(batch['label'], 4).at[4:].multiply(-1)}
+    sums, kept = jax.device_get(evaluated(task, variables, batch))
+    metrics, drawings = task.summarize(sums, [kept], SPEC)
+    assert metrics['accuracy'] == 1
+    assert drawings.keys() == {'confusion'}
+
+
+def test_reads_what_the_data_has_and_refuses_data_without_inputs_or_class_names():
+    task = tasks.build('classification')
+    assert (task.fields(SPEC), task.num_outputs(SPEC)) == (('image', 'label'), 4)
+    assert task.inputs(SPEC) == (jax.ShapeDtypeStruct((1, 6, 6, 1), jnp.float32),)
+    sound = Spec({'signal': (50, 2), 'label': ()}, {'signal': 'float32'}, {'label': NAMES}, {})
+    assert task.fields(sound) == ('signal', 'label')
+    assert task.inputs(sound)[0].shape == (1, 50, 2)
+    with pytest.raises(InputError, match=r'needs `label` with class names; the data has image, semantic'):
+        task.num_outputs(Spec({'image': (6, 6, 1), 'semantic': (6, 6)}, {}, {'semantic': NAMES}, {}))
+    with pytest.raises(InputError, match=r'needs one of image, signal, tokens, video; the data has label'):
+        task.inputs(dataclasses.replace(SPEC, shapes={'label': ()}))

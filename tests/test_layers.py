@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cnn.config import InputError
+from cnn.layers import CausalConv, activation, adaptive_average_pool, norm_layer
+
+
+def reference_pool(x, output_size):
+    """The definition, bin by bin, in float64."""
+    x = np.asarray(x, np.float64)
+    for axis, size in enumerate(output_size, start=1):
+        length = x.shape[axis]
+        bins = [range(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+        x = np.stack([np.take(x, list(bin), axis).mean(axis) for bin in bins], axis)
+    return x
+
+
+@pytest.mark.parametrize('sides', [(1, 1), (2, 2), (3, 5), (4, 4), (7, 6), (8, 8), (13, 10)])
+@pytest.mark.parametrize('output_size', [(1, 1), (4, 4), (3, 5)])
+def test_adaptive_average_pool_is_the_definition(sides, output_size):
+    x = np.random.default_rng(0).standard_normal((2, *sides, 3), 'float32')
+    pooled = adaptive_average_pool(x, output_size)
+    assert pooled.dtype == jnp.float32
+    np.testing.assert_allclose(pooled, reference_pool(x, output_size), atol=1e-6)
+
+
+def test_adaptive_average_pool_has_the_overlapping_bins_of_pytorch():
+    """Values of torch.nn.functional.adaptive_avg_pool1d, by hand: bins 0-1, 1-3, 3-4 of five; and 0, 0-1, 1 of two."""
+    x = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0]).reshape(1, 5, 1)
+    np.testing.assert_allclose(adaptive_average_pool(x, (3,)).ravel(), [1.5, 14 / 3, 12], rtol=1e-6)
+    np.testing.assert_allclose(adaptive_average_pool(x[:, :2], (3,)).ravel(), [1, 1.5, 2], rtol=1e-6)
+
+
+def test_adaptive_average_pool_takes_volumes():
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 4, 2), 'float32')
+    np.testing.assert_allclose(adaptive_average_pool(x, (2, 3, 7)), reference_pool(x, (2, 3, 7)), atol=1e-6)
+
+
+def test_adaptive_average_pool_keeps_a_constant_in_bfloat16():
+    """As it would not if a third were rounded before the sum."""
+    pooled = adaptive_average_pool(jnp.full((1, 9, 7, 1), 1.0, jnp.bfloat16), (3, 3))
+    assert pooled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(pooled, np.float32), 1.0)
+
+
+def test_adaptive_average_pool_in_float64_is_exact_to_float64():
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).standard_normal((1, 10, 7, 1))
+        np.testing.assert_allclose(adaptive_average_pool(jnp.asarray(x), (4, 4)), reference_pool(x, (4, 4)), atol=1e-15)
+
+
+def test_batch_norm_has_momentum_and_epsilon_of_pytorch():
+    x = jnp.array([[1.0], [3.0]])
+    layer = norm_layer('batch', train=True, dtype=jnp.float32, param_dtype=jnp.float32)(name='norm')
+    y, state = layer.init_with_output(jax.random.key(0), x)
+    y, state = layer.apply(state, x, mutable=['batch_stats'])
+    np.testing.assert_allclose(y.ravel(), [-1 / np.sqrt(1 + 1e-5), 1 / np.sqrt(1 + 1e-5)], rtol=1e-6)
+    np.testing.assert_allclose(state['batch_stats']['mean'], 0.1 * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(state['batch_stats']['var'], 0.9 + 0.1 * 1.0, rtol=1e-6)
+
+
+def test_group_norm_normalises_eight_channels_together():
+    x = np.random.default_rng(0).standard_normal((2, 5, 16), 'float32')
+    layer = norm_layer('group', train=True, dtype=jnp.float32, param_dtype=jnp.float32)(name='norm')
+    y, _ = layer.init_with_output(jax.random.key(0), x)
+    groups = x.reshape(2, 5, 2, 8)
+    expected = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, expected.reshape(x.shape), atol=1e-5)
+
+
+def test_no_norm_is_the_identity():
+    x = jnp.arange(3.0)
+    assert norm_layer('none', train=True, dtype=jnp.float32, param_dtype=jnp.float32)(name='norm')(x) is x
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(InputError, match="'group'"):
+        norm_layer('grup', train=True, dtype=jnp.float32, param_dtype=jnp.float32)
+    with pytest.raises(InputError, match="'silu'"):
+        activation('sigu')
+
+
+def test_scaled_tanh_goes_through_one():
+    np.testing.assert_allclose(activation('scaled_tanh')(jnp.array([-1.0, 1.0, 100.0])), [-1, 1, 1.7159], atol=1e-4)
+
+
+@pytest.mark.parametrize(('kernel_size', 'dilation'), [(1, 1), (2, 1), (2, 4), (3, 2), (5, 3)])
+def test_causal_convolution_is_a_padded_one_and_steps_through_it(kernel_size, dilation):
+    x = np.random.default_rng(0).standard_normal((2, 20, 3), 'float32')
+    layer = CausalConv(4, kernel_size=kernel_size, dilation=dilation)
+    variables = layer.init(jax.random.key(0), x)
+    variables['params']['bias'] = jnp.arange(4.0)
+    padding = [((kernel_size - 1) * dilation, 0)]
+    flax = nn.Conv(4, (kernel_size,), kernel_dilation=dilation, padding=padding)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, flax.init(jax.random.key(0), x))
+    whole = layer.apply(variables, x)
+    np.testing.assert_allclose(whole, flax.apply(variables, x), atol=1e-6)
+
+    def step(cache, inputs):
+        y, state = layer.apply({**variables, 'cache': cache}, *inputs, mutable=['cache'])
+        return state['cache'], y
+
+    cache = layer.init(jax.random.key(0), x[:, 0], position=jnp.int32(0))['cache']
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(cache))
+    _, steps = jax.lax.scan(step, cache, (x.swapaxes(0, 1), jnp.arange(20)))
+    np.testing.assert_allclose(steps.swapaxes(0, 1), whole, atol=1e-6)

@@ -1,0 +1,123 @@
+import json
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from cnn import config as configuration
+from cnn.config import Experiment, InputError, RunFailed
+from cnn.training.records import Recorder, RunFolder, check_finite, code_revision, read_rows
+
+DATA = {'train': 'abc', 'test': 'def'}
+
+
+def changed(path, value):
+    config = Experiment()
+    configuration.set_value(config, path, value)
+    return config
+
+
+def test_run_json_tells_what_the_run_was(tmp_path):
+    RunFolder(tmp_path).begin(changed('seed', 3), ['launch.py', '--config.seed=3'], DATA)
+    record = json.loads((tmp_path / 'run.json').read_text())
+    assert configuration.from_dict(record['config']) == changed('seed', 3)
+    assert record['data'] == DATA
+    assert record['packages']['jax']
+    assert record['packages']['python'].startswith('3.')
+    assert len(record['devices']) == 8
+    assert record['code'] == code_revision()
+    assert record['history'][0]['command'] == ['launch.py', '--config.seed=3']
+
+
+def test_another_configuration_is_refused_by_field_and_a_longer_run_is_not(tmp_path):
+    RunFolder(tmp_path).begin(Experiment(), [], DATA)
+    with pytest.raises(InputError, match=r"config\.optimizer\.learning_rate=0\.1, not 0\.2"):
+        RunFolder(tmp_path).begin(changed('optimizer.learning_rate', 0.2), [], DATA)
+    with pytest.raises(InputError, match="data of split 'test' changed"):
+        RunFolder(tmp_path).begin(Experiment(), [], {**DATA, 'test': 'other'})
+    for path in configuration.RESUMABLE:
+        RunFolder(tmp_path).begin(changed(path, '7'), [], DATA)
+
+
+def test_a_second_process_on_the_folder_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    script = f'from cnn.training.records import RunFolder; RunFolder({str(tmp_path)!r})'
+    process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+    assert 'another process is running there' in process.stderr
+    assert folder.done is None
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='cannot be written'):
+        RunFolder(tmp_path / 'file' / 'run')
+
+
+def test_rows_after_a_step_and_rows_cut_off_are_forgotten(tmp_path):
+    rows = [{'step': step, 'split': 'train', 'loss': 1 / step} for step in range(1, 6)]
+    rows += [{'step': 2, 'split': 'test', 'loss': 0.5}]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows) + '{"step": 6, "spl')
+    RunFolder(tmp_path).truncate(3)
+    assert read_rows(tmp_path / 'metrics.jsonl') == rows[:3]
+    assert '"spl' not in (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1][:12]
+
+
+def test_values_in_rows_keep_their_bits_and_reach_tensorboard(tmp_path, capsys):
+    value = np.float32(1) / np.float32(3)
+    recorder = Recorder(tmp_path, start=4, total=8, batch_size=10, seconds=100.0)
+    recorder.row(5, 'train', {'loss': value})
+    recorder.tick(5)
+    with recorder.pause():
+        recorder.row(5, 'validation', {'accuracy': 0.5})
+    recorder.close()
+    assert np.float32(read_rows(tmp_path / 'metrics.jsonl')[0]['loss']) == value
+    assert read_rows(tmp_path / 'timings.jsonl')[0]['step'] == 5
+    assert recorder.totals()['seconds'] > 100
+    (events,) = (tmp_path / 'tensorboard').iterdir()
+    found = {entry.tag: entry.simple_value for event in read_events(events) for entry in event.summary.value}
+    assert found['train/loss'] == value
+    assert found['validation/accuracy'] == 0.5
+    assert found['timing/examples_per_second'] > 0
+    assert capsys.readouterr().err == ''  # no terminal, no bar
+
+
+def read_events(path):
+    content, position = path.read_bytes(), 0
+    while position < len(content):  # TFRecord: length, its checksum, the record, its checksum
+        length = int.from_bytes(content[position : position + 8], 'little')
+        event = event_pb2.Event()
+        event.ParseFromString(content[position + 12 : position + 12 + length])
+        yield event
+        position += 16 + length
+
+
+def test_a_pause_is_no_training_time(tmp_path, monkeypatch):
+    clock = iter(np.arange(0, 100, 1.0))
+    monkeypatch.setattr('cnn.training.records.time.monotonic', lambda: next(clock))
+    recorder = Recorder(tmp_path, start=0, total=8, batch_size=10, seconds=0.0)
+    with recorder.pause():
+        pass
+    recorder.tick(1)
+    recorder.close()
+    (row,) = read_rows(tmp_path / 'timings.jsonl')
+    assert row['seconds'] == 2.0  # three ticks of the clock, one of them paused
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_value_that_is_not_finite_is_named(value):
+    check_finite(3, {'loss': 1.0})
+    with pytest.raises(RunFailed, match=r'gradient_norm of step 3 is (nan|inf)'):
+        check_finite(3, {'loss': 1.0, 'gradient_norm': value})
+
+
+def test_done_is_written_last(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
+    assert folder.done is None
+    folder.finish({'step': 1})
+    assert folder.done == {'step': 1}
+    assert stat.S_ISREG((tmp_path / 'curves.png').stat().st_mode)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
