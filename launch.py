@@ -180,7 +180,7 @@ def _without_special(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             special[path] = None
         elif clears and ... in kinds:
             special[path] = ()
-        elif value is not None and tuple in map(typing.get_origin, kinds):
+        elif value is not None and any(typing.get_origin(kind) is tuple for kind in kinds):
             special[path] = _items(value, str if str in kinds else _literal)
         else:
             special.pop(path, None)

@@ -59,53 +59,99 @@ def test_grid_shows_its_captions():
     assert (pictures.grid(image, ['']) != pictures.grid(image, ['cat'])).any()
 
 
-@pytest.mark.parametrize('classes', [2, 10, 30, 31, 200])
-def test_confusion_is_dark_on_the_diagonal_of_a_perfect_classifier(classes):
+@pytest.mark.parametrize('classes', [2, 30, 31])
+def test_confusion_is_coloured_by_the_share_of_the_true_class_and_labelled_where_there_is_room(classes):
     names = [f'class {index}' for index in range(classes)]
-    perfect = pictures.confusion(np.diag(np.arange(classes) + 1), names)
-    assert_picture(perfect)
-    dark = np.array([8, 48, 107])  # the end of matplotlib's Blues
-    rows, columns = places(perfect, dark)
-    # The true class goes down and the predicted one to the right.
-    assert np.corrcoef(rows, columns)[0, 1] > 0.6
-    first = np.zeros((classes, classes), int)
-    first[:, 0] = 7
-    rows, columns = places(pictures.confusion(first, names), dark)
-    assert np.ptp(rows) > 0.8 * classes * np.ptp(columns)
+    dark = (8, 48, 107)  # the end of matplotlib's Blues
+    perfect = np.diag(np.arange(classes) + 1)
+    picture = pictures.confusion(perfect, names)
+    assert_picture(picture)
+    assert np.corrcoef(places(picture, dark))[0, 1] > 0.6
+    assert (pictures.confusion(2 * perfect, names) != picture).any() == (classes <= 30)  # only the numbers can tell
+    always_first = np.zeros((classes, classes), int)
+    always_first[:, 0] = 1
+    rows, columns = places(pictures.confusion(always_first, names), dark)
+    assert np.ptp(rows) > 0.8 * classes * np.ptp(columns)  # the true class goes down
 
 
 def test_confusion_of_classes_without_examples_is_drawn():
     assert_picture(pictures.confusion(np.zeros((3, 3), int), 'abc'))
 
 
-@pytest.mark.parametrize('classes', [2, 11, 45, 150])
-@pytest.mark.parametrize('count', [1, 8])
+def segmentation(truth, predicted, names=('no', 'yes', 'maybe')):
+    images = GENERATOR.random((len(truth), *truth.shape[1:], 3)) if len(names) > 3 else np.zeros((*truth.shape, 1))
+    return pictures.segmentation(images, truth, predicted, names, 255)
+
+
+def test_segmentation_has_images_above_true_above_predicted_maps_and_ignored_pixels_white():
+    def areas(truth, predicted):
+        """Colours of the three largest areas that are not white, from top to bottom."""
+        picture = segmentation(np.full((2, 8, 8), truth), np.full((2, 8, 8), predicted))
+        colours, counts = np.unique(picture[(picture < 255).any(-1)], axis=0, return_counts=True)
+        large = [tuple(colour) for colour, count in zip(colours, counts, strict=True) if count > 5000]
+        return sorted(large, key=lambda colour: places(picture, colour)[0].mean())
+
+    one_two, two_one = areas(1, 2), areas(2, 1)
+    image, one, two = one_two
+    assert image == (0, 0, 0)
+    assert len({image, one, two}) == 3
+    assert two_one == [image, two, one]
+    assert areas(255, 1) == [image, one]
+
+
+@pytest.mark.parametrize(('classes', 'count'), [(2, 8), (45, 1), (150, 8)])
 def test_segmentation_is_drawn_with_many_classes_and_ignored_pixels(classes, count):
-    images = GENERATOR.random((count, 16, 16, 3))
-    truth = GENERATOR.integers(0, classes, (count, 16, 16))
+    truth, predicted = GENERATOR.integers(0, classes, (2, count, 12, 16))
     truth[:, :4] = 255
-    predicted = GENERATOR.integers(0, classes, (count, 16, 16))
-    assert_picture(pictures.segmentation(images, truth, predicted, [f'class {i}' for i in range(classes)], 255))
+    assert_picture(segmentation(truth, predicted, [f'class {index}' for index in range(classes)]))
 
 
-def test_segmentation_gives_a_class_the_same_colour_everywhere_and_ignored_pixels_none():
-    images, ones = np.zeros((2, 8, 8, 1)), np.ones((2, 8, 8), int)
-    draw = lambda truth, predicted: pictures.segmentation(images, truth, predicted, ('a', 'b'), 255)  # noqa: E731
-    one = draw(ones, 0 * ones), draw(0 * ones, ones)
-    orange_rows, orange_columns = (
-        places(picture, np.rint(255 * np.array((0.6823529, 0.78039215, 0.90980392))).astype(int)) for picture in one
-    )
-    del orange_rows, orange_columns
+@pytest.mark.parametrize(
+    ('classes', 'count'),
+    [
+        (3, 8),
+        *(pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason='cut off')) for case in ((11, 1), (45, 8))),
+    ],
+)
+def test_legend_of_a_segmentation_lies_within_the_picture(classes, count):
+    maps = np.ones((count, 8, 8), int)
+    picture = segmentation(maps, maps, [f'class number {index}' for index in range(classes)])
+    assert (picture[-60:, [0, -1]] == 255).all()
+
+
+def curves_by_panel():
+    """The colours of matplotlib's cycle in each of three panels: a metric of all splits, of training, of the others."""
+    rows = [
+        {'step': step, 'split': 'train', 'loss': 1 / (step + 1), 'gradient_norm': 2.0} for step in range(0, 100, 10)
+    ]
+    rows += [{'step': step, 'split': 'validation', 'loss': 0.5, 'mean_iou': step / 100} for step in (50, 100)]
+    rows += [{'step': 100, 'split': 'test', 'loss': 0.4, 'mean_iou': 0.9}]
+    picture = pictures.curves(rows)
+    assert_picture(picture)
+    colours = {'blue': (31, 119, 180), 'orange': (255, 127, 14), 'green': (44, 160, 44)}
+    return [
+        {name for name, colour in colours.items() if len(places(panel, colour)[0]) > 20}
+        for panel in np.array_split(picture, 3, axis=1)
+    ]
 
 
 def test_curves_draw_every_metric_of_every_split():
-    rows = [
-        {'step': step, 'split': 'train', 'loss': 1 / (step + 1), 'learning_rate': 0.1} for step in range(0, 100, 10)
-    ]
-    rows += [{'step': step, 'split': 'validation', 'loss': 0.5, 'accuracy': step / 100} for step in (50, 100)]
-    rows += [{'step': 100, 'split': 'test', 'loss': 0.4, 'accuracy': 0.9}]
-    whole = pictures.curves(rows)
-    assert_picture(whole)
-    for split in ('train', 'validation', 'test'):
-        part = pictures.curves([row for row in rows if row['split'] != split])
-        assert part.shape != whole.shape or (part != whole).any()
+    assert [len(colours) for colours in curves_by_panel()] == [3, 1, 2]
+
+
+@pytest.mark.xfail(strict=True, reason='colours go by the order of what is there')
+def test_curves_give_a_split_the_same_colour_everywhere():
+    assert curves_by_panel() == [{'blue', 'orange', 'green'}, {'blue'}, {'orange', 'green'}]
+
+
+@pytest.mark.xfail(strict=True, reason='a line of one point is no line')
+def test_curves_show_a_single_training_row():
+    picture = pictures.curves([{'step': 1, 'split': 'train', 'loss': 1.0}])
+    assert len(places(picture[picture.shape[0] // 3 : -60], (31, 119, 180))[0]) > 3  # below the legend
+
+
+@pytest.mark.xfail(strict=True, reason='long captions run into the next one')
+def test_captions_of_a_grid_stay_above_their_image():
+    picture = pictures.grid(np.zeros((2, 8, 8, 1)), ['a caption that is far too long for it', ''])
+    lefts = np.flatnonzero(np.diff((picture[-40] == 0).all(-1).astype(int)) == 1) + 1
+    assert (picture[:20, lefts[1] :] == 255).all()

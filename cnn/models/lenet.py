@@ -125,23 +125,24 @@ class LeNet(nn.Module):
     def features(self, x: jax.Array, *, train: bool) -> dict[str, tuple[int, jax.Array]]:
         """The maps C1 and C3 of the convolutions, S2 and S4 of the pools. Strides are true, borders are lost."""
         self._check(x.shape)
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         conv = functools.partial(
             nn.Conv, kernel_size=(5, 5), padding='VALID', dtype=self.dtype, param_dtype=self.param_dtype
         )
-        partial_conv = functools.partial(PartialConv, CONNECTIONS, (5, 5), **types)
+        partial_conv = functools.partial(
+            PartialConv, CONNECTIONS, (5, 5), dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        subsampling = functools.partial(Subsampling, dtype=self.dtype, param_dtype=self.param_dtype)
         act = activation(self.activation)
 
         def pool(x: jax.Array, name: str) -> jax.Array:
             if self.pool == 'trained':
-                return act(Subsampling(**types, name=name)(x))
+                return act(subsampling(name=name)(x))
             return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
 
         c1 = act(conv(6, name='c1')(x))  # [N, 28, 28, 6]
         s2 = pool(c1, 's2')  # [N, 14, 14, 6]
-        c3 = act(
-            conv(16, name='c3')(s2) if self.connections == 'full' else partial_conv(name='c3')(s2)
-        )  # [N, 10, 10, 16]
+        c3_layer = conv(16, name='c3') if self.connections == 'full' else partial_conv(name='c3')
+        c3 = act(c3_layer(s2))  # [N, 10, 10, 16]
         s4 = pool(c3, 's4')  # [N, 5, 5, 16]
         return {'c1': (1, c1), 's2': (2, s2), 'c3': (2, c3), 's4': (4, s4)}
 
@@ -150,12 +151,12 @@ class LeNet(nn.Module):
         _, x = self.features(x, train=train)['s4']
         x = x.reshape(len(x), -1)
         x = act(self.f6(act(self.c5(x))))  # [N, 84]
+        if self.num_outputs is not None and self.output == 'dense':
+            x = self.head(x)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
-        if self.num_outputs is None:
-            return x
-        if self.output == 'rbf':
-            return -jnp.square(x[:, None] - jnp.asarray(digit_codes(), x.dtype)).sum(-1)
-        return self.head(x).astype(x.dtype)
+        if self.num_outputs is not None and self.output == 'rbf':
+            x = -jnp.square(x[:, None] - jnp.asarray(digit_codes(), x.dtype)).sum(-1)
+        return x
 
     def _check(self, shape: tuple[int, ...]) -> None:
         for option, choices in (

@@ -80,18 +80,21 @@ class UNet(nn.Module):
     def features(self, x: jax.Array, *, train: bool) -> dict[str, tuple[int, jax.Array]]:
         """The map of each level of the expanding path, finest first; the last one is the bottleneck."""
         self._check(x.shape)
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        conv = functools.partial(
-            nn.Conv, kernel_size=(3, 3), use_bias=self.norm == 'none', dtype=self.dtype, param_dtype=self.param_dtype
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype, param_dtype=self.param_dtype)
+        block = functools.partial(
+            Block,
+            conv=functools.partial(
+                conv, padding=self.padding, use_bias=self.norm == 'none', kernel_init=nn.initializers.he_normal()
+            ),
+            norm=norm_layer(self.norm, train=train, dtype=self.dtype, param_dtype=self.param_dtype),
         )
-        norm = norm_layer(self.norm, train=train, **types)
-        block = functools.partial(Block, conv=functools.partial(conv, padding=self.padding), norm=norm)
+        transposed = functools.partial(TransposedConv, dtype=self.dtype, param_dtype=self.param_dtype)
 
         def upsample(x: jax.Array, level: int) -> jax.Array:
             width, name = self.width * 2**level, f'up{level}'
             if self.up == 'transposed':
-                return TransposedConv(width, **types, name=name)(x)
-            return conv(width, padding='SAME', use_bias=True, name=name)(x.repeat(2, axis=1).repeat(2, axis=2))
+                return transposed(width, name=name)(x)
+            return conv(width, padding='SAME', name=name)(x.repeat(2, axis=1).repeat(2, axis=2))
 
         skips = []
         for level in range(self.depth + 1):

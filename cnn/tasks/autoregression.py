@@ -88,16 +88,17 @@ class Autoregression:
             'accuracy': (((logits.argmax(-1) == tokens) & valid).sum(), count),
         }
 
-    def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array] | None:
-        """The samples and as many true examples, where they are pictures."""
+    def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, ...] | None:
+        """The samples, as many true examples and which of those are no padding, where they are pictures."""
         if not self.num_samples or 'image' not in batch:
             return None
-        return predictions['samples'], batch['image'][: self.num_samples]
+        return predictions['samples'], batch['image'][: self.num_samples], batch['valid'][: self.num_samples]
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         if not collected:
             return ratios(totals), {}
-        samples, examples = collected[0]
+        samples, examples, valid = collected[0]
+        examples = examples[valid]
         rows = np.concatenate([samples / (self.levels - 1), examples])
         captions = ['generated'] * len(samples) + ['true'] * len(examples)
         return ratios(totals), {'samples': lambda: pictures.grid(rows, captions)}

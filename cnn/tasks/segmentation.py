@@ -62,9 +62,10 @@ class Segmentation:
         }
 
     def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
-        """The first pictures of a batch with their true and predicted maps."""
+        """The first pictures of a batch with their true and predicted maps, and which of them are no padding."""
         predicted = predictions['semantic'][:8]
-        return _center(batch['image'][:8], predicted), _center(batch['semantic'][:8], predicted), predicted
+        image, truth = (_center(batch[field][:8], predicted) for field in ('image', 'semantic'))
+        return image, truth, predicted, batch['valid'][:8]
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         iou = intersection_over_union(totals['confusion'][0])
@@ -72,7 +73,8 @@ class Segmentation:
             iou = np.delete(iou, self.background)
         drawings: Pictures = {}
         if collected:
-            image, truth, predicted = collected[0]
+            *maps, valid = collected[0]
+            image, truth, predicted = (array[valid] for array in maps)
             names = class_names(spec, 'semantic', 'segmentation')
             drawings['segmentation'] = lambda: pictures.segmentation(image, truth, predicted, names, self.ignore_label)
         return {'mean_iou': float(np.nanmean(iou)), **ratios(totals)}, drawings

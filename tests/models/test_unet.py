@@ -123,3 +123,11 @@ def test_dropout_acts_in_training_at_the_end_of_the_contracting_path(random_vari
     positive = np.asarray(kept > 0)
     share = np.mean(np.asarray(dropped)[positive] > 0)
     assert 0.2 < share < 0.8
+
+
+def test_convolutions_start_from_hes_normal_distribution():
+    """Without it the paper's form, which has no norm, would lose half of the variance in each layer (section 3)."""
+    model = models.build('unet/2015', num_outputs=2, width=8, depth=1)
+    params = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 20, 20, 1)), train=False))()['params']
+    assert params['encoder1']['conv2']['kernel'].var() == pytest.approx(2 / (9 * 16), rel=0.15)
+    assert params['decoder0']['conv1']['kernel'].var() == pytest.approx(2 / (9 * 16), rel=0.15)

@@ -23,15 +23,17 @@ def apply(variables, inputs, *, train, key=None):
 
 
 def example(count, padding, seed=0):
-    """Variables and a batch of `count` random examples and `padding` more that do not count."""
+    """Variables and a batch of `count` random examples and `padding` more, the first of them read rightly."""
     generator = np.random.default_rng(seed)
     total = count + padding
+    logits = 2 * generator.normal(size=(total, len(NAMES))).astype(np.float32)
     batch = {
         'image': generator.random((total, 6, 6, 1), np.float32),
         'label': generator.integers(0, len(NAMES), total),
         'valid': np.arange(total) < count,
     }
-    return {'logits': 2 * generator.normal(size=(total, len(NAMES))).astype(np.float32)}, batch
+    batch['label'][count : count + 1] = logits[count : count + 1].argmax(1)
+    return {'logits': logits}, batch
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -35,7 +35,7 @@ class Toy:
 
 
 def new_state(model, task, optimizer, ema=False, spec=None):
-    return jax.jit(lambda: create_train_state(model, task, spec, optimizer, 0, ema))()
+    return create_train_state(model, task, spec, optimizer, 0, ema)
 
 
 def unprepared(batch, key, numbers):
