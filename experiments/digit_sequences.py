@@ -9,7 +9,7 @@ from cnn.config import Experiment
 def get_config() -> Experiment:
     config = Experiment()
     config.model.name = 'wavenet'
-    config.model.options = {'levels': 17, 'dilations': (1, 2, 4, 8, 16, 32), 'stacks': 1, 'kernel_size': 2}
+    config.model.options = {'dilations': (1, 2, 4, 8, 16, 32), 'stacks': 1, 'kernel_size': 2}
     config.task.name = 'autoregression'
     config.task.options = {'levels': 17}
     config.data.name = 'digits'

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnn.config import InputError
 from cnn.layers import CausalConv
 from cnn.models import Variant
 
@@ -48,7 +49,7 @@ class WaveNet(nn.Module):
     """
 
     num_outputs: int | None
-    levels: int = 256  # number of tokens
+    levels: Optional[int] = None  # number of tokens; None: as many as outputs
     initial_kernel: int = 1  # of the causal convolution that reads the input
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     stacks: int = 3  # times that the dilations are gone through
@@ -85,7 +86,10 @@ class WaveNet(nn.Module):
         elif condition is not None and condition.ndim == 2:
             condition = condition[:, None]  # [N, 1, C]
         if jnp.issubdtype(x.dtype, jnp.integer):
-            x = jax.nn.one_hot(x, self.levels, dtype=self.dtype)  # [N, T, levels]; -1 becomes zeros
+            levels = self.levels or self.num_outputs
+            if levels is None:
+                raise InputError('wavenet: tokens without outputs need the option levels')
+            x = jax.nn.one_hot(x, levels, dtype=self.dtype)  # [N, T, levels]; -1 becomes zeros
 
         x = conv(self.channels, kernel_size=self.initial_kernel, name='input')(x, position)  # [N, T, channels]
         maps: dict[str, tuple[int, jax.Array]] = {}

@@ -31,10 +31,15 @@ SMALL = [
 small = pytest.mark.parametrize(('name', 'options', 'shape'), SMALL, ids=lambda value: str(value))
 
 
+def test_every_family_has_a_small_form_for_the_tests_that_compute():
+    assert {name.split('/')[0] for name, _, _ in SMALL} == set(models.families())
+
+
 def abstract(name, larger=0, **fields):
     """Abstract variables, outputs and feature maps, and strides, of a published form on sides enlarged by `larger`."""
     entry = models.variant(name)
-    model = models.build(name, **{'num_outputs': entry.num_outputs, **fields})
+    tokens = {'levels': entry.num_outputs} if entry.input_dtype == 'int32' else {}
+    model = models.build(name, **{'num_outputs': entry.num_outputs, **tokens, **fields})
     sides = len(entry.input_shape) - (entry.input_dtype != 'int32')  # tokens have no channels
     shape = tuple(size + larger * (axis < sides) for axis, size in enumerate(entry.input_shape))
     dtype = fields.get('dtype', 'float32') if entry.input_dtype == 'float32' else entry.input_dtype

@@ -89,15 +89,18 @@ def test_the_future_changes_nothing(example, options, receptive_field):
 
 
 def test_layers_are_as_in_figure_4(example):
-    """One layer and no stack before it, computed by hand."""
-    model, variables, x = example((2, 7, 3), dilations=(2,), stacks=1, num_outputs=None)
+    """Two layers, computed by hand."""
+    model, variables, x = example((2, 7, 3), dilations=(1, 2), stacks=1, num_outputs=None)
     p = variables['params']
-    layer = p['stack1_layer1']
     h = x @ p['input']['kernel'][0] + p['input']['bias']
-    before = np.pad(h, ((0, 0), (2, 0), (0, 0)))[:, :-2]
-    gates = before @ layer['gates']['kernel'][0] + h @ layer['gates']['kernel'][1] + layer['gates']['bias']
-    y = np.tanh(gates[..., :4]) / (1 + np.exp(-gates[..., 4:]))
-    expected = y @ layer['skip']['kernel'] + layer['skip']['bias']
+    expected = 0
+    for layer, dilation in ((p['stack1_layer1'], 1), (p['stack1_layer2'], 2)):
+        before = np.pad(h, ((0, 0), (dilation, 0), (0, 0)))[:, :-dilation]
+        gates = before @ layer['gates']['kernel'][0] + h @ layer['gates']['kernel'][1] + layer['gates']['bias']
+        y = np.tanh(gates[..., :4]) / (1 + np.exp(-gates[..., 4:]))
+        expected += y @ layer['skip']['kernel'] + layer['skip']['bias']
+        if dilation == 1:
+            h = h + y @ layer['residual']['kernel'] + layer['residual']['bias']
     np.testing.assert_allclose(model.apply(variables, x, train=False), expected, atol=1e-5)
     assert 'residual' not in layer
 
@@ -167,3 +170,10 @@ def test_condition_adds_parameters_only_where_it_is_given(example):
     _, conditioned, _ = example((1, 4, 6), dilations=(1,), stacks=1, condition=np.zeros((1, 3), 'float32'))
     assert 'condition' not in plain['params']['stack1_layer1']
     assert conditioned['params']['stack1_layer1']['condition']['kernel'].shape == (3, 8)
+
+
+def test_init_by_decode_gives_an_empty_cache():
+    model = models.build('wavenet', num_outputs=5, levels=6, dilations=(1,), stacks=1, channels=4, skip_channels=4)
+    variables = model.init(jax.random.key(0), jnp.array([3]), method='decode')
+    assert variables['cache']['position'] == 0
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(variables['cache']))
