@@ -32,7 +32,7 @@ flags
   --config=FILE[:ARG]         an experiment file (default experiments/digits.py)
   --config.FIELD=VALUE        any field of the configuration; 'none' clears one that may be empty
   --config.model.options.KEY=VALUE, --config.task.options.KEY=VALUE
-                              fields of the network and of the task
+                              fields of the network and of the task; another name drops the file's options
   --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT)
   --print_config              show the resolved configuration and stop
   --profile=START:STOP        train: trace these steps with the profiler, into the run folder
@@ -68,21 +68,19 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     verb = arguments.pop(0) if arguments and not arguments[0].startswith('-') else 'train'
     if verb not in VERBS:
         raise nearest('verb', verb, VERBS)
+    overridden = any(re.match(r'--?(no)?config\b', argument) for argument in arguments)
     arguments, special = _without_special(arguments)
-    overridden = bool(special) or any(re.match(r'--?(no)?config\b', argument) for argument in arguments)
-    # Configuration flags want the file before its fields, and their own default would need the file.
     files = [argument for argument in arguments if re.match(r'--?config=', argument)]
-    fields = [argument for argument in arguments if argument not in files]
-    arguments = [argv[0], *(files or [f'--config={DEFAULT_EXPERIMENT}']), *fields]
+    arguments = [argv[0], *(argument for argument in arguments if argument not in files)]
+    file = files[-1].partition('=')[2] if files else DEFAULT_EXPERIMENT
+    experiment = load_experiment(file)
     flags.DEFINE_string('workdir', None, 'the folder to write to', flag_values)
     flags.DEFINE_boolean('print_config', False, 'show the resolved configuration and stop', flag_values)
     flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace', flag_values)
     flags.DEFINE_string('split', None, 'the split to evaluate', flag_values)
     flags.DEFINE_boolean('list', False, 'list the data sets', flag_values)
     try:
-        config_flags.DEFINE_config_dataclass(
-            'config', Experiment(), 'experiment file', flag_values, arguments, parse_fn=load_experiment
-        )
+        config_flags.DEFINE_config_dataclass('config', experiment, 'an experiment file', flag_values, arguments)
         rest = flag_values(arguments)[1:]
     except flags.UnrecognizedFlagError as error:
         raise nearest('flag', f'--{error.flagname}', [f'--{name}' for name in flag_values]) from None
@@ -94,6 +92,10 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         if flag_values[name].present and verb != owner:
             raise InputError(f'--{name} belongs to another verb: python launch.py {owner} --{name}')
     config = flag_values.config
+    for part in ('model', 'task'):
+        # Options belong to a name: another network or task does not take those that the file gives to its own.
+        if getattr(config, part).name != getattr(experiment, part).name:
+            getattr(config, part).options = {}
     for path, value in special.items():
         if '.options.' in path:
             part, _, name = path.split('.', 2)
@@ -104,7 +106,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     return Command(
         verb=verb,
         config=config,
-        experiment=pathlib.Path(config_flags.get_config_filename(flag_values['config']).partition(':')[0]).stem,
+        experiment=pathlib.Path(file.partition(':')[0]).stem,
         overridden=overridden,
         workdir=pathlib.Path(flag_values.workdir) if flag_values.workdir else None,
         print_config=flag_values.print_config,
@@ -260,12 +262,14 @@ def train(command: Command) -> None:
         return print_config(config)
     folder_path = command.workdir or default_workdir(command.experiment, config)
     prepare_jax(config)
+    from cnn.training import sharding
     from cnn.training.loop import train_and_evaluate
     from cnn.training.records import RunFolder
 
+    mesh = sharding.make_mesh(config)
     folder = RunFolder(folder_path)
     finished = folder.done
-    result = train_and_evaluate(config, spec, folder, command.argv, command.profile)
+    result = train_and_evaluate(config, spec, mesh, folder, command.argv, command.profile)
     values = ', '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in result['metrics'].items())
     again = '' if result != finished else ' (finished before; remove it or choose another --workdir to start afresh)'
     print(f'{config.data.test_split or "last split"}: {values}, at step {result["best_step"]} of {result["step"]}')
@@ -286,8 +290,8 @@ def evaluate(command: Command) -> None:
     if command.print_config:
         return print_config(config)
     prepare_jax(config)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.data, 1, mesh)
+    config.optimizer.accumulate = 1  # nothing accumulates here, so any number of devices that shares a batch will do
+    mesh = sharding.make_mesh(config)
     config, program, numbers, state, step = evaluation.load_run(folder, mesh)
     split = command.split or config.data.test_split or config.data.train_split
     from cnn.data import sources

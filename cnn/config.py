@@ -353,7 +353,7 @@ def _validate_combinations(config: Experiment) -> None:
         raise InputError(f'config.ema.decay={config.ema.decay}: must be in [0, 1)')
     if config.optimizer.clip_norm is not None and config.optimizer.clip_norm <= 0:
         raise InputError(f'config.optimizer.clip_norm={config.optimizer.clip_norm}: must be above 0; none turns it off')
-    if config.optimizer.name != 'sgd' and config.optimizer.nesterov and config.optimizer.momentum == 0:
+    if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise InputError('config.optimizer.nesterov: needs config.optimizer.momentum above 0')
 
 

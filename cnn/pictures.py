@@ -18,6 +18,8 @@ def grid(images: np.ndarray, captions: Sequence[str], columns: int = 8) -> np.nd
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(index, columns)
         left, top = margin + column * (side + margin), margin + row * (side + text + margin)
+        while draw.textlength(caption) > side:
+            caption = caption[:-1]
         draw.text((left, top), caption, fill='black')
         tile = Image.fromarray((_stretched(image) * 255).round().astype(np.uint8))
         scale = side / max(tile.size)
@@ -71,9 +73,12 @@ def segmentation(
                 axes.text(-0.08, 0.5, ('image', 'true', 'predicted')[index // columns], rotation=90, ha='center',
                           va='center', transform=axes.transAxes, fontsize=9)  # fmt: skip
         patches = [Patch(color=colour, label=name) for colour, name in zip(palette, class_names, strict=True)]
-        figure.legend(handles=patches[:40], loc='outside lower center', ncols=min(11, len(patches)), fontsize=8)
+        figure.legend(handles=patches[:shown], loc='outside lower center', ncols=across, fontsize=8)
 
-    return _figure(draw, (1.4 * columns + 0.3, 4.9))
+    shown = min(40, len(class_names))
+    width = max(1.4 * columns + 0.3, 3.0)
+    across = min(shown, max(int((width - 0.2) / (0.6 + 0.075 * max(map(len, class_names)))), 1))
+    return _figure(draw, (width, 4.7 + 0.18 * -(-shown // across)))
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -85,9 +90,10 @@ def curves(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     def draw(figure: Any) -> None:
         for index, name in enumerate(names):
             axes = figure.add_subplot(lines, columns, index + 1)
-            for split, style in (('train', '-'), ('validation', '.-'), ('test', '*')):
+            for split, style in (('train', 'C0-'), ('validation', 'C1.-'), ('test', 'C2*')):
                 points = [(row['step'], row[name]) for row in rows if row['split'] == split and name in row]
                 if points:
+                    style = style if len(points) > 1 or split == 'test' else f'{style[:2]}o'
                     axes.plot(*zip(*points, strict=True), style, label=split, markersize=10 if split == 'test' else 4)
             axes.set(title=name.replace('_', ' '), xlabel='step')
             axes.grid(alpha=0.3)
@@ -104,7 +110,8 @@ def _cells(figure: Any, rows: int, columns: int) -> list[Any]:
 
 
 def _stretched(image: np.ndarray) -> np.ndarray:
-    """[H, W, 3] in 0..1."""
+    """[H, W, 3] in 0..1: the first three channels, or the first where there are two."""
+    image = image[..., : 3 if image.shape[-1] >= 3 else 1]
     low, high = image.min(), image.max()
     scaled = (np.asarray(image, np.float64) - low) / max(high - low, 1e-9)
     return np.broadcast_to(scaled, (*scaled.shape[:2], 3))

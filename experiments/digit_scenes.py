@@ -1,6 +1,6 @@
 """Digits on cluttered scenes, 64x64, segmented by a U-Net.
 
-    python launch.py --config=experiments/digit_scenes.py
+python launch.py --config=experiments/digit_scenes.py
 """
 
 from cnn.config import Experiment

@@ -1,6 +1,6 @@
 """Handwritten digits read pixel by pixel, 64 values of 17 levels, by a WaveNet that also draws new ones.
 
-    python launch.py --config=experiments/digit_sequences.py
+python launch.py --config=experiments/digit_sequences.py
 """
 
 from cnn.config import Experiment

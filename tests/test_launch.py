@@ -218,12 +218,19 @@ def test_every_field_is_set_from_the_shell():
         expected[path] = value
     for part in ('model', 'task'):
         arguments += [f'--config.{part}.options.a=(1, 2)', f'--config.{part}.options.b', 'word']
-        expected[f'{part}.options'] = {**configuration.get(default, f'{part}.options'), 'a': (1, 2), 'b': 'word'}
+        expected[f'{part}.options'] = {'a': (1, 2), 'b': 'word'}  # those of the file went with its model
     command = parse(*arguments)
     assert command.overridden
     values = {path: configuration.get(command.config, path) for path in PATHS}
     assert values == expected
     assert {path: type(value) for path, value in values.items()} == {path: type(v) for path, v in expected.items()}
+
+
+def test_options_of_the_file_stay_with_the_name_that_it_gives_them_to():
+    assert parse('--config.model.options.hidden=8').config.model.options == {'norm': 'batch', 'hidden': 8}
+    assert parse('--config.model.name=simple_cnn').config.model.options == {'norm': 'batch'}
+    assert parse('--config.model.name=mlp').config.model.options == {}
+    assert parse('--config.model.options.widths=8,', '--config.model.name=mlp').config.model.options == {'widths': (8,)}
 
 
 @pytest.mark.parametrize('path', PATHS)
@@ -611,7 +618,7 @@ def test_a_folder_of_another_configuration_is_refused(finished, experiment):
 def test_a_folder_that_another_process_writes_to_is_refused(finished, experiment):
     with open(finished / 'lock', 'a') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        line = said(process(f'--config={experiment}', f'--workdir={finished}', JAX_PLATFORMS='no_such_platform'))
+        line = said(process(f'--config={experiment}', f'--workdir={finished}'))
     assert 'another process is running there' in line
 
 

@@ -19,7 +19,7 @@ from cnn.training import sharding
 from cnn.training.checkpoints import Checkpoints
 from cnn.training.program import Numbers, Program
 from cnn.training.records import read_json
-from cnn.training.state import EVALUATE, TrainState, stream
+from cnn.training.state import EVALUATE, TrainState, average, stream
 
 
 def open_split(config: Experiment, spec: Spec, split: str, mesh: Mesh) -> Batches:
@@ -79,5 +79,5 @@ def start_from(state: TrainState, folder: pathlib.Path, mesh: Mesh) -> TrainStat
             )
     loaded = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), loaded, state.variables)
     params = loaded.pop('params')
-    ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, {'params': params, **loaded})
+    ema = None if state.ema is None else average(params, loaded)
     return dataclasses.replace(state, params=params, model_state=loaded, ema=ema)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from cnn import config as configuration
 from cnn.config import Experiment, RunStopped, Spec
 from cnn.data.batches import train_indices
 from cnn.training import program as programs
-from cnn.training import sharding
 from cnn.training.checkpoints import Checkpoints
 from cnn.training.evaluation import evaluate, open_split, start_from
 from cnn.training.records import Recorder, RunFolder, check_finite
@@ -22,7 +22,7 @@ from cnn.training.state import TRAIN, stream
 
 
 def train_and_evaluate(
-    config: Experiment, spec: Spec, folder: RunFolder, command: list[str], profile: range | None = None
+    config: Experiment, spec: Spec, mesh: Mesh, folder: RunFolder, command: list[str], profile: range | None = None
 ) -> dict[str, Any]:
     """Trains, or goes on where a checkpoint stands; evaluates the best one on the test split; returns DONE.json.
 
@@ -32,12 +32,10 @@ def train_and_evaluate(
       profile: the steps to trace with the profiler, into the run folder.
 
     Raises:
-      InputError: the devices or the folder can't take this configuration.
+      InputError: the network or the folder can't take this configuration.
       RunStopped: after SIGTERM.
       RunFailed: training diverged; the message names the value and the step.
     """
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.data, config.optimizer.accumulate, mesh)
     names = {
         'train': config.data.train_split,
         'validation': config.data.validation_split,

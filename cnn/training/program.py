@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,10 @@ def resolve(config: Experiment, spec: Spec) -> Experiment:
     prepared = augment.prepared_spec(spec, config.data)
     task.inputs(prepared)
     task.num_outputs(prepared)
+    for split in (config.data.train_split, config.data.validation_split, config.data.test_split):
+        for name in re.findall(r'(?:^|\+)\s*(\w+)', split or ''):
+            if spec.num_examples and name not in (*spec.num_examples, 'all'):
+                raise configuration.nearest(f'split of data set {config.data.name}', name, spec.num_examples)
     if config.eval.metric not in (None, *task.directions):
         raise configuration.nearest(f'metric of task {config.task.name}', str(config.eval.metric), task.directions)
     return resolved

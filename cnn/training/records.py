@@ -193,8 +193,11 @@ def check_finite(step: int, row: dict[str, Any]) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file; None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """The content of a JSON file; None where there is none. Raises InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except json.JSONDecodeError as error:
+        raise InputError(f'{path}: is damaged ({error}); remove the folder or choose another --workdir') from error
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -6,30 +6,30 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cnn import config
+from cnn.config import Experiment, InputError
 
 
-def make_mesh(mesh: config.Mesh) -> Mesh:
-    """A mesh (data, fsdp) over the devices. Raises InputError where there are not enough or they don't divide."""
-    devices = jax.devices()
+def make_mesh(config: Experiment) -> Mesh:
+    """A mesh (data, fsdp) over the devices. Raises InputError where they don't fit it, or can't share the batch."""
+    mesh, devices = config.mesh, jax.devices()
     data = mesh.data or len(devices) // mesh.fsdp
     if data * mesh.fsdp > len(devices) or data == 0 or (mesh.data is None and len(devices) % mesh.fsdp):
-        raise config.InputError(
+        raise InputError(
             f'config.mesh: data={mesh.data} x fsdp={mesh.fsdp} does not fit {len(devices)} devices; '
             f'choose sizes whose product is {len(devices)}'
         )
-    # Linen's dropout and FSDP need automatic axes.
+    _check_batch(config.data.batch_size, config.optimizer.accumulate, data * mesh.fsdp)
     grid = np.asarray(devices[: data * mesh.fsdp]).reshape(data, mesh.fsdp)
+    # Linen's dropout and FSDP need automatic axes.
     return Mesh(grid, ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_batch(data: config.Data, accumulate: int, mesh: Mesh) -> None:
-    """Raises InputError where the devices can't share a (micro)batch evenly."""
-    if data.batch_size % (mesh.size * accumulate):
-        parts = f'{mesh.size} devices' + (f' x {accumulate} microbatches' if accumulate > 1 else '')
-        step = mesh.size * accumulate
-        near = max(data.batch_size // step, 1) * step
-        raise config.InputError(f'config.data.batch_size={data.batch_size}: {parts} cannot share it; try {near}')
+def _check_batch(batch_size: int, accumulate: int, num_devices: int) -> None:
+    step = num_devices * accumulate
+    if batch_size % step:
+        parts = f'{num_devices} devices' + (f' x {accumulate} microbatches' if accumulate > 1 else '')
+        near = max(batch_size // step, 1) * step
+        raise InputError(f'config.data.batch_size={batch_size}: {parts} cannot share it; try {near}')
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -23,7 +23,7 @@ class TrainState:
     params: Any
     model_state: Any  # collections other than parameters, such as batch_stats
     opt_state: Any
-    ema: Any  # {'params': ..., collection: ...}
+    ema: Any  # {'params': ..., 'batch_stats': ...}
 
     @property
     def variables(self) -> Any:
@@ -33,12 +33,18 @@ class TrainState:
     @property
     def eval_variables(self) -> Any:
         """What evaluation and prediction run the model with: the average where there is one."""
-        return self.variables if self.ema is None else self.ema
+        return {**self.variables, **(self.ema or {})}
 
 
 def stream(seed: Any, name: int) -> jax.Array:
     """The key of a stream of randomness."""
     return jax.random.fold_in(jax.random.key(seed), name)
+
+
+def average(params: Any, model_state: Any) -> Any:
+    """The beginning of an average over parameters and batch statistics: copies, since a state holds no buffer twice."""
+    averaged = {name: collection for name, collection in model_state.items() if name == 'batch_stats'}
+    return jax.tree.map(jnp.copy, {'params': params, **averaged})
 
 
 def create_train_state(
@@ -54,6 +60,5 @@ def create_train_state(
         params=params,
         model_state=variables,
         opt_state=optimizer.init(params),
-        # Copies: a donated state must not hold one buffer twice.
-        ema=jax.tree.map(jnp.copy, {'params': params, **variables}) if use_ema else None,
+        ema=average(params, variables) if use_ema else None,
     )

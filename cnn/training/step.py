@@ -78,10 +78,11 @@ def train_step(
     ema = state.ema
     if ema is not None:
         decay = jnp.where(step % ema_every == 0, numbers['ema']['decay'], 1.0)
-        ema = optax.incremental_update({'params': params, **model_state}, ema, 1 - decay)
+        current = {'params': params, **model_state}
+        ema = optax.incremental_update({name: current[name] for name in ema}, ema, 1 - decay)
     totals: Totals = {'loss': (total, count), **metrics}
     row = {name: value / jnp.maximum(number, 1) for name, (value, number) in totals.items()}
-    row['gradient_norm'] = optax.global_norm(gradient)
+    row['gradient_norm'] = optax.tree.norm(gradient)
     row['learning_rate'] = learning_rate(state.step, numbers)
     return TrainState(step, params, model_state, opt_state, ema), row
 

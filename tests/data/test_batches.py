@@ -42,7 +42,7 @@ def test_evaluation_pads_and_drops_nothing(num_examples, batch_size):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_resident_and_streamed_batches_are_bit_equal(workers):
     source = sources.load('digits', 'validation', ('image', 'label'))
-    sharding = batch_sharding(make_mesh(config.Mesh()))
+    sharding = batch_sharding(make_mesh(config.Experiment()))
     resident = Batches(source, sharding, resident=True)
     streamed = Batches(source, sharding, resident=False, workers=workers)
     for indices, start, stop in [
@@ -61,7 +61,7 @@ def test_resident_and_streamed_batches_are_bit_equal(workers):
 
 def test_batches_hold_the_examples_that_were_asked_for():
     source = sources.load('digits', 'test', ('image', 'label'))
-    batches = Batches(source, batch_sharding(make_mesh(config.Mesh())), resident=None)
+    batches = Batches(source, batch_sharding(make_mesh(config.Experiment())), resident=None)
     indices = train_indices(len(source), 16, seed=9)
     (batch,) = batches(indices, 5, 6)
     for row, index in enumerate(indices(5)[0]):
@@ -71,7 +71,7 @@ def test_batches_hold_the_examples_that_were_asked_for():
 
 def test_small_splits_are_resident_and_large_ones_stream(monkeypatch):
     source = sources.load('digits', 'validation', ('image', 'label'))
-    sharding = batch_sharding(make_mesh(config.Mesh()))
+    sharding = batch_sharding(make_mesh(config.Experiment()))
     assert Batches(source, sharding, resident=None).resident
     monkeypatch.setattr('cnn.data.batches.RESIDENT_BYTES', 100)
     assert not Batches(source, sharding, resident=None).resident

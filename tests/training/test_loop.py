@@ -37,7 +37,7 @@ def environment(devices):
 
 def last_state(folder):
     config = evaluation.read_config(folder)
-    mesh = sharding.make_mesh(configuration.Mesh(data=1))
+    mesh = sharding.make_mesh(experiment())
     built, _ = program.build(config, sources.spec(config.data.name), 1, mesh)
     state, _ = Checkpoints(folder).last(built.state)
     return jax.device_get(state)
@@ -112,7 +112,8 @@ def experiment(**settings):
 def run(config, folder, profile=None):
     spec = sources.spec(config.data.name)
     configuration.validate(config)
-    return loop.train_and_evaluate(program.resolve(config, spec), spec, RunFolder(folder), [], profile)
+    resolved = program.resolve(config, spec)
+    return loop.train_and_evaluate(resolved, spec, sharding.make_mesh(config), RunFolder(folder), [], profile)
 
 
 def losses(folder):
@@ -123,7 +124,10 @@ def test_1_2_and_8_devices_agree_in_float64(tmp_path):
     with jax.enable_x64(True):
         for devices in (1, 2, 8):
             types = {'model__dtype': 'float64', 'model__param_dtype': 'float64'}
-            run(experiment(train__duration='100', eval__every='50', mesh__data=devices, **types), tmp_path / str(devices))
+            run(
+                experiment(train__duration='100', eval__every='50', mesh__data=devices, **types),
+                tmp_path / str(devices),
+            )
     alone = losses(tmp_path / '1')
     assert len(alone) == 100
     assert alone[-10:].mean() < alone[:10].mean()
@@ -190,13 +194,13 @@ def test_init_from_starts_with_the_evaluated_weights_of_another_run(tmp_path):
     config.augment.shift = 0
     config.ema.decay = None
     run(config, tmp_path / 'second')
-    mesh = sharding.make_mesh(configuration.Mesh(data=1))
+    mesh = sharding.make_mesh(experiment())
     first = evaluation.load_run(tmp_path / 'first', mesh)[3].ema['params']
     second = evaluation.load_run(tmp_path / 'second', mesh)[3].params
     jax.tree.map(np.testing.assert_array_equal, first, second)
     other = experiment(init_from=str(tmp_path / 'first'))
     other.model.options['hidden'] = 9
-    with pytest.raises(configuration.InputError, match='init_from.*shape'):
+    with pytest.raises(configuration.InputError, match=r'init_from.*shape'):
         run(other, tmp_path / 'third')
 
 

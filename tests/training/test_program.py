@@ -30,7 +30,7 @@ def train(config, num_steps=4):
     """The program, the numbers and the state after a few steps."""
     spec = sources.spec('digits')
     config = program.resolve(config, spec)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config)
     source = evaluation.open_split(config, spec, 'validation', mesh)
     built, numbers = program.build(config, spec, source.num_examples, mesh)
     state, key = built.init(numbers), stream(config.seed, TRAIN)
@@ -138,6 +138,8 @@ def test_resolve_writes_out_every_option():
         ('task.options', {'label_smooth': 0.1}, "'label_smoothing'"),
         ('task.name', 'segmentation', 'semantic'),
         ('eval.metric', 'acuracy', "'accuracy'"),
+        ('data.train_split', 'tarin[:90%]', "'train'"),
+        ('data.test_split', 'train + tset', "'test'"),
     ],
 )
 def test_resolve_names_what_does_not_fit(path, value, message):

@@ -34,7 +34,7 @@ def test_run_json_tells_what_the_run_was(tmp_path):
 
 def test_another_configuration_is_refused_by_field_and_a_longer_run_is_not(tmp_path):
     RunFolder(tmp_path).begin(Experiment(), [], DATA)
-    with pytest.raises(InputError, match=r"config\.optimizer\.learning_rate=0\.1, not 0\.2"):
+    with pytest.raises(InputError, match=r'config\.optimizer\.learning_rate=0\.1, not 0\.2'):
         RunFolder(tmp_path).begin(changed('optimizer.learning_rate', 0.2), [], DATA)
     with pytest.raises(InputError, match="data of split 'test' changed"):
         RunFolder(tmp_path).begin(Experiment(), [], {**DATA, 'test': 'other'})
@@ -48,6 +48,12 @@ def test_a_second_process_on_the_folder_is_refused(tmp_path):
     process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
     assert 'another process is running there' in process.stderr
     assert folder.done is None
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / 'run.json').write_text('{"config": ')
+    with pytest.raises(InputError, match=r'run\.json: is damaged'):
+        RunFolder(tmp_path).begin(Experiment(), [], DATA)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
