@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import os
 import pathlib
 import re
@@ -344,6 +345,10 @@ def main(command: Command) -> int:
         {'train': train, 'evaluate': evaluate, 'data': data}[command.verb](command)
     except (InputError, RunFailed, RunStopped) as error:
         return fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        return fail(RunFailed(f'{error}; make room, and the same command resumes'))
     return 0
 
 

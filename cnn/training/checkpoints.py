@@ -1,7 +1,9 @@
 """Checkpoints by Orbax, with what it leaves out: checksums of the content, and a way back from a damaged one."""
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,7 +44,8 @@ class Checkpoints:
         notes = {**notes, 'checksums': checksums(state)}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         metrics = {'score': -math.inf if score is None else score, 'step': step}
-        self._manager.save(step, args=arguments, metrics=metrics, force=True)
+        with self._writing():
+            self._manager.save(step, args=arguments, metrics=metrics, force=True)
 
     def last(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest sound state and its notes; None where nothing was saved yet.
@@ -66,7 +69,8 @@ class Checkpoints:
 
     def best_step(self) -> int:
         """The step of the best score; the last one where none has a score. Raises InputError where there is none."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
         step = self._manager.best_step()
         if step is None:
             raise InputError(f'{self._manager.directory}: holds no checkpoint yet')
@@ -90,7 +94,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits and lets go."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Where a full disk shows; that of a save in the background at the next call."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise RunFailed(
+                f'checkpoints cannot be written to {self._manager.directory} ({_first_line(error)}); '
+                'make room, and the same command resumes'
+            ) from error
 
 
 def _rank(metrics: dict[str, Any]) -> Any:
@@ -119,4 +135,4 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][-200:]

@@ -31,7 +31,7 @@ def apply_function(model: nn.Module) -> Apply:
         **options: Any,
     ) -> tuple[Any, Any]:
         if mutable is None:
-            mutable = ('batch_stats',) if train else ()
+            mutable = tuple(name for name in variables if name != 'params') if train else ()
         outputs, changed = model.apply(
             variables,
             *inputs,

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +86,33 @@ def test_a_checkpoint_with_other_bits_than_were_saved_is_refused(tmp_path, monke
         checkpoints.restore(2, ABSTRACT)
     with pytest.raises(DamagedCheckpoint, match=r'\[2\]'):
         checkpoints.last(ABSTRACT)
+
+
+def test_a_disk_that_is_full_is_named_and_what_was_saved_before_stays_sound(tmp_path):
+    script = f"""
+import jax, resource, signal
+from cnn.config import RunFailed
+from cnn.training.checkpoints import Checkpoints
+checkpoints = Checkpoints({str(tmp_path)!r})
+state = lambda step: {{'step': step, 'noise': jax.random.normal(jax.random.key(step), (500, 500))}}
+checkpoints.save(1, state(1), 0.1, {{}})
+checkpoints.best_step()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # what a full disk does to a file
+try:
+    checkpoints.save(2, state(2), 0.2, {{}})
+    checkpoints.best_step()
+except RunFailed as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+    assert 'cannot be written' in result.stdout, result.stderr
+    assert 'File too large' in result.stdout
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best_step() == 1
+    abstract = {'step': 0, 'noise': jax.ShapeDtypeStruct((500, 500), jnp.float32, sharding=ABSTRACT['step'].sharding)}
+    state, _ = checkpoints.last(abstract)
+    assert state['step'] == 1
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32', 'uint8', 'bool'])
