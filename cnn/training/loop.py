@@ -12,12 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from cnn import config as configuration
-from cnn.config import Experiment, RunStopped, Spec
+from cnn.config import Experiment, InputError, RunStopped, Spec
 from cnn.data.batches import train_indices
 from cnn.training import program as programs
 from cnn.training.checkpoints import Checkpoints
 from cnn.training.evaluation import evaluate, open_split, start_from
-from cnn.training.records import Recorder, RunFolder, check_finite
+from cnn.training.records import Recorder, RunFolder, finite
 from cnn.training.state import TRAIN, stream
 
 
@@ -68,6 +68,10 @@ def train_and_evaluate(
         if config.init_from:
             state = start_from(state, pathlib.Path(config.init_from), mesh)
     step, best = int(state.step), notes['best']
+    if step > total:
+        raise InputError(
+            f'config.train.duration={config.train.duration!r}: is {total} steps; the run is at {step} already'
+        )
     folder.truncate(step)
     score_split = functools.partial(evaluate, program, numbers, batch_size=config.data.batch_size)
     key = stream(config.seed, TRAIN)
@@ -80,8 +84,7 @@ def train_and_evaluate(
             step += 1
             score = None
             if due(log_every):
-                check_finite(step, row)
-                recorder.row(step, 'train', row)
+                recorder.row(step, 'train', finite(step, row))
                 recorder.tick(step)
             if due(eval_every) and 'validation' in splits:
                 with recorder.pause():
@@ -89,7 +92,7 @@ def train_and_evaluate(
                     score = sign * recorder.row(step, 'validation', metrics)[metric]
             if due(save_every) or stopped() or (score is not None and score > best):
                 with recorder.pause():
-                    check_finite(step, row)
+                    finite(step, row)
                     best = best if score is None else max(best, score)
                     checkpoints.save(step, state, score, {'best': best, 'seconds': recorder.seconds})
             if stopped():

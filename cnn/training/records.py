@@ -133,7 +133,7 @@ class Recorder:
         self._bar = tqdm(total=total, initial=start, unit='step', disable=None, dynamic_ncols=True)
         self._batch_size = batch_size
         self._began = self._since = time.monotonic()
-        self._earlier, self._step, self._rates = seconds, start, list[float]()
+        self._path, self._earlier, self._step = path, seconds, start
 
     @property
     def seconds(self) -> float:
@@ -156,7 +156,6 @@ class Recorder:
         self._write('timings', {'step': step, 'seconds': seconds, 'examples_per_second': rate})
         self._events.add_scalar('timing/examples_per_second', rate, step)
         self._bar.update(step - self._step)
-        self._rates.append(rate)
         self._since, self._step = time.monotonic(), step
 
     @contextlib.contextmanager
@@ -167,8 +166,9 @@ class Recorder:
         self._since += time.monotonic() - began
 
     def totals(self) -> dict[str, float]:
-        """The run's seconds, and the median of its training speeds in this process."""
-        return {'seconds': self.seconds, 'examples_per_second': statistics.median(self._rates or [math.nan])}
+        """The run's seconds, and the median of its training speeds."""
+        rates = [row['examples_per_second'] for row in read_rows(self._path / 'timings.jsonl')]
+        return {'seconds': self.seconds, 'examples_per_second': statistics.median(rates)}
 
     def _write(self, name: str, row: dict[str, Any]) -> None:
         self._files[name].write(json.dumps(row) + '\n')
@@ -182,14 +182,16 @@ class Recorder:
             file.close()
 
 
-def check_finite(step: int, row: dict[str, Any]) -> None:
-    """Raises RunFailed naming the first value of a training row that is not finite."""
-    for name, value in row.items():
+def finite(step: int, row: dict[str, Any]) -> dict[str, float]:
+    """A training row as numbers. Raises RunFailed naming the first one that is not finite."""
+    scalars = {name: float(value) for name, value in jax.device_get(row).items()}
+    for name, value in scalars.items():
         if not math.isfinite(value):
             raise RunFailed(
-                f'training diverged: {name} of step {step} is {float(value)}; '
+                f'training diverged: {name} of step {step} is {value}; '
                 'lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
             )
+    return scalars
 
 
 def read_json(path: pathlib.Path) -> Any:

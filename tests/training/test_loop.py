@@ -154,6 +154,8 @@ def test_a_finished_run_is_not_repeated_and_a_longer_one_goes_on(tmp_path):
     assert steps == list(range(1, 16))
     record = json.loads((tmp_path / 'run.json').read_text())
     assert record['history'][-1]['changed'] == {'config.train.duration': ['10', '15']}
+    with pytest.raises(configuration.InputError, match='is 12 steps; the run is at 15 already'):
+        run(experiment(train__duration='12'), tmp_path)
 
 
 def test_the_test_split_is_read_once_at_the_step_that_validation_chose(tmp_path):

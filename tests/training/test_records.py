@@ -9,7 +9,7 @@ from tensorboardX.proto import event_pb2
 
 from cnn import config as configuration
 from cnn.config import Experiment, InputError, RunFailed
-from cnn.training.records import Recorder, RunFolder, check_finite, code_revision, read_rows
+from cnn.training.records import Recorder, RunFolder, code_revision, finite, read_rows
 
 DATA = {'train': 'abc', 'test': 'def'}
 
@@ -114,9 +114,9 @@ def test_a_pause_is_no_training_time(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_a_value_that_is_not_finite_is_named(value):
-    check_finite(3, {'loss': 1.0})
+    assert finite(3, {'loss': np.float32(1)}) == {'loss': 1.0}
     with pytest.raises(RunFailed, match=r'gradient_norm of step 3 is (nan|inf)'):
-        check_finite(3, {'loss': 1.0, 'gradient_norm': value})
+        finite(3, {'loss': 1.0, 'gradient_norm': value})
 
 
 def test_done_is_written_last(tmp_path):
