@@ -9,16 +9,18 @@ from cnn.config import Experiment
 def get_config() -> Experiment:
     config = Experiment()
     config.model.name = 'unet'
-    config.model.options = {'width': 16, 'depth': 3}
+    config.model.options = {'width': 16, 'depth': 3, 'dropout': 0.4}
     config.task.name = 'segmentation'
     config.task.options = {'background': 0}
     config.data.name = 'digit_scenes'
-    config.data.batch_size = 32
+    config.data.batch_size = 16
+    config.augment.shift = 8
     config.optimizer.name = 'adamw'
     config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 0.05
     config.schedule.name = 'one_cycle'
     config.schedule.warmup = '30%'
+    config.ema.decay = 0.99
     config.train.duration = '20ep'
-    config.eval.every = '2ep'
+    config.eval.every = '5ep'
     return config

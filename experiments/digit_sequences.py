@@ -9,7 +9,7 @@ from cnn.config import Experiment
 def get_config() -> Experiment:
     config = Experiment()
     config.model.name = 'wavenet'
-    config.model.options = {'dilations': (1, 2, 4, 8, 16, 32), 'stacks': 1, 'kernel_size': 2}
+    config.model.options = {'channels': 32, 'skip_channels': 64, 'dilations': (1, 2, 4, 8, 16, 32), 'stacks': 1}
     config.task.name = 'autoregression'
     config.task.options = {'levels': 17}
     config.data.name = 'digits'
@@ -19,6 +19,7 @@ def get_config() -> Experiment:
     config.optimizer.weight_decay = 0.05
     config.schedule.name = 'one_cycle'
     config.schedule.warmup = '30%'
-    config.train.duration = '40ep'
-    config.eval.every = '2ep'
+    config.ema.decay = 0.98
+    config.train.duration = '30ep'
+    config.eval.every = '3ep'
     return config

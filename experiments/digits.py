@@ -21,5 +21,6 @@ def get_config() -> Experiment:
     config.schedule.warmup = '30%'
     config.train.duration = '40ep'
     config.eval.every = '2ep'
+    config.eval.metric = 'loss'  # accuracy on 144 images is often 1, and then says nothing
     config.checkpoint.every = '10ep'
     return config
