@@ -310,7 +310,7 @@ def data(command: Command) -> None:
 
     if command.list_names:
         return print(overview.listing())
-    _, config = resolve(command.config)
+    config = command.config  # its network and task need not fit the data that is looked at
     if command.print_config:
         return print_config(config)
     folder = command.workdir or pathlib.Path('runs') / 'data' / config.data.name.replace('/', '_')

@@ -1,7 +1,13 @@
+import fcntl
 import json
+import os
+import pty
+import re
 import stat
+import struct
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -98,6 +104,35 @@ def read_events(path):
         event.ParseFromString(content[position + 12 : position + 12 + length])
         yield event
         position += 16 + length
+
+
+def test_on_a_terminal_a_bar_shows_the_time_left(tmp_path):
+    script = f"""
+import pathlib, time
+from cnn.training.records import Recorder
+recorder = Recorder(pathlib.Path({str(tmp_path)!r}), start=0, total=4, batch_size=10, seconds=0.0)
+time.sleep(0.3)
+recorder.tick(1)
+recorder.row(1, 'train', {{'loss': 0.25}})
+recorder.close()
+"""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 100, 0, 0))
+    process = subprocess.Popen([sys.executable, '-c', script], stdout=its, stderr=its)
+    os.close(its)
+    shown = b''
+    while chunk := read_some(ours):
+        shown += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    assert re.search(r'1/4 \[00:00<00:0\d, .*train loss=0\.25', shown.decode()), shown
+
+
+def read_some(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that the other side is closed
+        return b''
 
 
 def test_a_pause_is_no_training_time(tmp_path, monkeypatch):
