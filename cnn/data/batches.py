@@ -3,6 +3,7 @@
 There is no iterator state: a run resumes at a step by asking for that step.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,30 +21,30 @@ RESIDENT_BYTES = 1 << 30  # a larger split streams
 
 def train_indices(num_examples: int, batch_size: int, seed: int) -> Indices:
     """Which examples each step trains on: epoch after epoch in new orders; a batch may span two epochs."""
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        # NumPy promises the raw bits of Philox for ever, and those of its `permutation` not.
-        bits = np.random.Philox(key=[seed, epoch]).random_raw(num_examples)
-        return np.argsort(bits, kind='stable')
-
-    def indices(step: int) -> tuple[np.ndarray, np.ndarray]:
-        epochs, positions = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
-        chosen = np.concatenate([order(epoch)[positions[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
-        return chosen, np.ones(batch_size, bool)
-
-    return indices
+    return functools.partial(_train_indices, num_examples, batch_size, seed)
 
 
 def eval_indices(num_examples: int, batch_size: int) -> Indices:
     """Every example once, in order; the last batch is padded with example 0, not valid."""
+    return functools.partial(_eval_indices, num_examples, batch_size)
 
-    def indices(step: int) -> tuple[np.ndarray, np.ndarray]:
-        positions = np.arange(step * batch_size, (step + 1) * batch_size)
-        valid = positions < num_examples
-        return np.where(valid, positions, 0), valid
 
-    return indices
+def _train_indices(num_examples: int, batch_size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    epochs, positions = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+    orders = [_order(num_examples, seed, epoch)[positions[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+    return np.concatenate(orders), np.ones(batch_size, bool)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    # NumPy promises the raw bits of Philox for ever, and those of its `permutation` not.
+    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(num_examples), kind='stable')
+
+
+def _eval_indices(num_examples: int, batch_size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    valid = positions < num_examples
+    return np.where(valid, positions, 0), valid
 
 
 def num_eval_steps(num_examples: int, batch_size: int) -> int:
@@ -83,8 +84,9 @@ class Batches:
         stream = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
         if self._workers:
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
-        for batch in stream:
-            yield jax.tree.map(functools.partial(jax.make_array_from_process_local_data, self._sharding), batch)
+        with contextlib.closing(iter(stream)) as iterator:
+            for batch in iterator:
+                yield jax.tree.map(functools.partial(jax.make_array_from_process_local_data, self._sharding), batch)
 
 
 def _gather(arrays: Any, indices: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:

@@ -76,7 +76,7 @@ def train_and_evaluate(
     score_split = functools.partial(evaluate, program, numbers, batch_size=config.data.batch_size)
     key = stream(config.seed, TRAIN)
     recorder = Recorder(folder.path, step, total, config.data.batch_size, notes['seconds'])
-    with contextlib.closing(recorder), _sigterm() as stopped:
+    with contextlib.closing(recorder), contextlib.closing(checkpoints), _sigterm() as stopped:
         order = train_indices(train.num_examples, config.data.batch_size, config.seed)
         for batch in train(order, step, total):
             _trace(profile, step, folder)
@@ -96,12 +96,10 @@ def train_and_evaluate(
                     best = best if score is None else max(best, score)
                     checkpoints.save(step, state, score, {'best': best, 'seconds': recorder.seconds})
             if stopped():
-                checkpoints.close()
                 raise RunStopped(f'stopped by SIGTERM at step {step} of {total} and saved; the same command resumes')
 
         best_step = checkpoints.best_step()
         state, _ = checkpoints.restore(best_step, program.state)
-        checkpoints.close()
         last_split = next(role for role in ('test', 'validation', 'train') if role in splits)
         metrics, pictures = score_split(state.eval_variables, splits[last_split])
         if last_split == 'test':

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
+from cnn import tasks
 from cnn.config import Experiment, RunFailed, RunStopped
 from cnn.data import sources
 from cnn.training import evaluation, loop, program, sharding
@@ -187,6 +188,17 @@ def test_sigterm_is_left_to_its_former_handler(tmp_path):
     run(experiment(), tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
     assert RunStopped.exit_code == 75
+
+
+def test_resident_and_streamed_runs_write_the_same_rows(tmp_path):
+    run(experiment(), tmp_path / 'resident')
+    run(experiment(data__resident=False, data__workers=1), tmp_path / 'streamed')
+    assert (tmp_path / 'streamed/metrics.jsonl').read_bytes() == (tmp_path / 'resident/metrics.jsonl').read_bytes()
+
+
+def test_no_task_is_named_in_what_all_tasks_share():
+    shared = ''.join(file.read_text() for file in (ROOT / 'cnn/training').glob('*.py'))
+    assert [name for name in tasks.names() if name in shared] == []
 
 
 def test_init_from_starts_with_the_evaluated_weights_of_another_run(tmp_path):
