@@ -310,11 +310,11 @@ def data(command: Command) -> None:
 
     if command.list_names:
         return print(overview.listing())
-    config = command.config  # its network and task need not fit the data that is looked at
     if command.print_config:
-        return print_config(config)
-    folder = command.workdir or pathlib.Path('runs') / 'data' / config.data.name.replace('/', '_')
-    print(overview.describe(config.data, folder))
+        return print_config(resolve(command.config)[1])
+    settings = command.config.data  # network and task need not fit data that is only looked at
+    folder = command.workdir or pathlib.Path('runs') / 'data' / settings.name.replace('/', '_')
+    print(overview.describe(settings, folder))
 
 
 def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:

@@ -53,7 +53,7 @@ SHELL = {
     'ema.every': ('2', 2),
     'train.duration': ('90ep', '90ep'),
     'eval.every': ('2000', '2000'),
-    'eval.metric': ('loss', 'loss'),
+    'eval.metric': ('accuracy', 'accuracy'),
     'checkpoint.every': ('1e6ex', '1e6ex'),
     'checkpoint.keep': ('3', 3),
     'log.every': ('1.5%', '1.5%'),
