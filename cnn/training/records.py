@@ -82,11 +82,14 @@ class RunFolder:
             record = {'config': configuration.to_dict(config), 'data': data, **environment, 'history': []}
         else:
             entry['changed'] = self._changes(record, config, data, environment)
+            if record['config'] != configuration.to_dict(config):
+                (self.path / 'DONE.json').unlink(missing_ok=True)
             record['config'] = configuration.to_dict(config)
         record['history'].append(entry)
         write_json(self.path / 'run.json', record)
 
     def _changes(self, record: Any, config: Experiment, data: Any, environment: Any) -> dict[str, Any]:
+        """What differs from the record, as name: [then, now]."""
         changes = configuration.differences(configuration.from_dict(record['config']), config)
         for path, (old, new) in changes.items():
             if path not in configuration.RESUMABLE:
@@ -97,8 +100,6 @@ class RunFolder:
             if record['data'].get(split) != digest:
                 raise InputError(f'--workdir={self.path}: the data of split {split!r} changed since the run began')
         now = {name: [record[name], value] for name, value in environment.items() if record[name] != value}
-        if changes and self.done:
-            (self.path / 'DONE.json').unlink()
         return {**{f'config.{path}': list(pair) for path, pair in changes.items()}, **now}
 
     def truncate(self, step: int) -> None:
