@@ -147,3 +147,12 @@ def test_resolve_names_what_does_not_fit(path, value, message):
     configuration.set_value(config, path, value)
     with pytest.raises(InputError, match=message):
         program.resolve(config, sources.spec('digits'))
+
+
+def test_the_first_steps_are_those_that_were_published():
+    _, _, _, row = train(experiment(), 3)
+    found = {name: float(value) for name, value in row.items()}
+    golden = {'accuracy': 0.0625, 'gradient_norm': 1.146119, 'learning_rate': 0.01, 'loss': 2.342715}
+    assert found == pytest.approx(golden, rel=1e-4), (
+        'the numbers of a run have changed: if that is meant, measure the results in README anew and write these down'
+    )
