@@ -170,6 +170,19 @@ def test_the_test_split_is_read_once_at_the_step_that_validation_chose(tmp_path)
     assert result['metrics']['accuracy'] == test_row['accuracy']
 
 
+def test_rows_of_validation_and_test_are_those_of_the_averaged_weights(tmp_path):
+    run(experiment(train__duration='40'), tmp_path)
+    mesh = sharding.make_mesh(experiment())
+    config, built, numbers, state, step = evaluation.load_run(tmp_path, mesh)
+    rows = {row['split']: row for row in read_rows(tmp_path / 'metrics.jsonl') if row['step'] == step}
+    for split in ('validation', 'test'):
+        batches = evaluation.open_split(config, sources.spec('digits'), split, mesh)
+        averaged, _ = evaluation.evaluate(built, numbers, state.ema, batches, 64)
+        raw, _ = evaluation.evaluate(built, numbers, state.variables, batches, 64)
+        assert rows[split] == {'step': step, 'split': split, **averaged}
+        assert raw['loss'] != averaged['loss']
+
+
 def test_without_splits_to_evaluate_the_last_state_is_the_result(tmp_path):
     result = run(experiment(data__validation_split=None, data__test_split=None), tmp_path)
     assert result['best_step'] == 10
