@@ -5,11 +5,13 @@ import dataclasses
 import errno
 import os
 import pathlib
+import platform
 import re
 import runpy
 import sys
 import traceback
 import typing
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -245,9 +247,13 @@ def prepare_jax(config: Experiment) -> None:
 def private_cache() -> pathlib.Path | None:
     """A directory for compiled programs that nobody else can write to; None where that can't be had.
 
-    Compiled programs are code: whoever can write them there can run anything as this user.
+    Compiled programs are code: whoever can write them there can run anything as this user. And they are code for one
+    processor: machines that share a home directory have a directory for each set of instructions.
     """
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'cnn' / 'xla'
+    information = pathlib.Path('/proc/cpuinfo')
+    instructions = re.search(r'(?m)^(flags|Features).*', information.read_text() if information.exists() else '')
+    name = f'xla-{zlib.crc32((instructions[0] if instructions else platform.processor()).encode()):08x}'
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'cnn' / name
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = cache.stat()

@@ -495,7 +495,12 @@ def test_what_ends_a_run_is_said_in_one_line_with_its_exit_code(error, code, mon
 def test_the_cache_of_compiled_programs_is_private(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'new'))
     cache = launch.private_cache()
-    assert cache == tmp_path / 'new' / 'cnn' / 'xla'
+    assert cache.parent == tmp_path / 'new' / 'cnn'
+    monkeypatch.setattr(launch.pathlib.Path, 'read_text', lambda path: 'flags : another processor')
+    assert launch.private_cache() not in (cache, None)
+    monkeypatch.undo()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'new'))
+    assert launch.private_cache() == cache
     assert cache.stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
     assert launch.private_cache() is None

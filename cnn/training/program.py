@@ -125,7 +125,10 @@ def _build(structure: Experiment, spec: Spec, numbers: Numbers, mesh: Mesh) -> P
 
     # What runs once need not run fast: on the CPU this compiles in a third of the time.
     quick = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-    state = jax.eval_shape(init, numbers)
+    try:
+        state = jax.eval_shape(init, numbers)
+    except InputError as error:
+        raise InputError(f'{error} (config.data.image_size resizes images)') from None
     shardings, batch, everywhere = (
         sharding.state_sharding(mesh, state),
         sharding.batch_sharding(mesh),

@@ -96,6 +96,13 @@ def test_what_changes_the_program_is_compiled_anew(path, value):
     assert train(config, 1)[0] is not train(experiment(), 1)[0]
 
 
+def test_a_network_that_cannot_take_the_images_says_what_to_set():
+    config = Experiment()
+    config.model.name, config.model.options = 'lenet', {}
+    with pytest.raises(InputError, match=r'at least 32 x 32, not 8 x 8.*config\.data\.image_size'):
+        train(config, 1)
+
+
 def test_no_number_is_compiled_in():
     # `split_numbers` leaves NaN in the configuration that programs are built from; one that is used shows here.
     _, _, state, row = train(experiment())
