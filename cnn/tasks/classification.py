@@ -13,6 +13,8 @@ from cnn import pictures
 from cnn.config import Spec
 from cnn.tasks import Apply, Batch, Pictures, Totals, class_names, input_field, ratios
 
+MOST_CLASSES = 1000  # of a confusion matrix; with the 21,841 of all ImageNet it would fill a device
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
@@ -49,13 +51,15 @@ class Classification:
         valid, label, predicted = batch['valid'], batch['label'], predictions['label']
         count = valid.sum()
         losses = optax.softmax_cross_entropy_with_integer_labels(predictions['logits'], label)
-        num_classes = predictions['logits'].shape[-1]
-        confusion = jnp.zeros((num_classes, num_classes), jnp.int32).at[label, predicted].add(valid)
-        return {
+        totals = {
             'accuracy': (((predicted == label) & valid).sum(), count),
             'loss': ((losses * valid).sum(), count),
-            'confusion': (confusion, count),  # [true, predicted]
         }
+        num_classes = predictions['logits'].shape[-1]
+        if num_classes <= MOST_CLASSES:
+            confusion = jnp.zeros((num_classes, num_classes), jnp.int32).at[label, predicted].add(valid)
+            totals['confusion'] = (confusion, count)  # [true, predicted]
+        return totals
 
     def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> Any:
         """Images, labels and predictions of the most confidently misread examples, and which of them are misread."""
@@ -69,7 +73,9 @@ class Classification:
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
         names = class_names(spec, 'label', 'classification')
-        drawings: Pictures = {'confusion': lambda: pictures.confusion(totals['confusion'][0], names)}
+        drawings: Pictures = {}
+        if 'confusion' in totals:
+            drawings['confusion'] = lambda: pictures.confusion(totals['confusion'][0], names)
         if collected:
             images, labels, predicted, score = (np.concatenate(parts) for parts in zip(*collected, strict=True))
             misread = [index for index in np.argsort(-score, kind='stable')[:40] if score[index] >= 0]

@@ -153,3 +153,14 @@ def test_reads_what_the_data_has_and_refuses_data_without_inputs_or_class_names(
         task.num_outputs(Spec({'image': (6, 6, 1), 'semantic': (6, 6)}, {}, {'semantic': NAMES}, {}))
     with pytest.raises(InputError, match=r'needs one of image, signal, tokens, video; the data has label'):
         task.inputs(dataclasses.replace(SPEC, shapes={'label': ()}))
+
+
+def test_a_confusion_matrix_of_very_many_classes_is_not_kept():
+    def keys(num_classes):
+        predictions = {'logits': jnp.zeros((2, num_classes)), 'label': jnp.zeros(2, int)}
+        batch = {'label': jnp.zeros(2, int), 'valid': jnp.ones(2, bool)}
+        totals = jax.eval_shape(Classification().metrics, predictions, batch)
+        return {name: total.shape for name, (total, _) in totals.items()}
+
+    assert keys(1000) == {'accuracy': (), 'loss': (), 'confusion': (1000, 1000)}
+    assert keys(21841) == {'accuracy': (), 'loss': ()}
