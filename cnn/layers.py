@@ -83,6 +83,12 @@ def adaptive_average_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array
     return x.astype(dtype)
 
 
+def center_crop(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The middle of [N, H, W, ...] in the height and width of `shape`."""
+    top, left = ((x.shape[axis] - shape[axis]) // 2 for axis in (1, 2))
+    return x[:, top : top + shape[1], left : left + shape[2]]
+
+
 class CausalConv(nn.Module):
     """A dilated 1-D convolution whose output t sees inputs t, t - dilation, ..., t - (kernel_size - 1) dilation.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn.config import InputError, nearest
-from cnn.layers import norm_layer
+from cnn.layers import center_crop, norm_layer
 from cnn.models import Variant
 
 Dtype = Any
@@ -141,12 +141,6 @@ class UNet(nn.Module):
                     f'unet of depth {self.depth} with padding {self.padding} does not fit an input of '
                     f'{shape[1]} x {shape[2]}: {size} can not be halved so often; the next size that can is {fitting}'
                 )
-
-
-def center_crop(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The middle of [N, H, W, C] in the height and width of `shape`."""
-    top, left = ((x.shape[axis] - shape[axis]) // 2 for axis in (1, 2))
-    return x[:, top : top + shape[1], left : left + shape[2]]
 
 
 VARIANTS = {

@@ -11,6 +11,7 @@ import optax
 
 from cnn import pictures
 from cnn.config import Spec
+from cnn.layers import center_crop
 from cnn.tasks import Apply, Batch, Pictures, Totals, class_names, ratios
 
 
@@ -64,7 +65,7 @@ class Segmentation:
     def collect(self, predictions: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array, ...]:
         """The first pictures of a batch with their true and predicted maps, and which of them are no padding."""
         predicted = predictions['semantic'][:8]
-        image, truth = (_center(batch[field][:8], predicted) for field in ('image', 'semantic'))
+        image, truth = (center_crop(batch[field][:8], predicted.shape) for field in ('image', 'semantic'))
         return image, truth, predicted, batch['valid'][:8]
 
     def summarize(self, totals: Totals, collected: Sequence[Any], spec: Spec) -> tuple[dict[str, float], Pictures]:
@@ -81,7 +82,7 @@ class Segmentation:
 
     def _target(self, batch: Batch, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Labels [N, H, W] in the frame of the logits, and where they count; ignored pixels hold class 0."""
-        label = _center(batch['semantic'], logits).astype(jnp.int32)
+        label = center_crop(batch['semantic'], logits.shape).astype(jnp.int32)
         labelled = (label != self.ignore_label) & batch['valid'][:, None, None]
         return jnp.where(labelled, label, 0), labelled
 
@@ -100,12 +101,6 @@ def _dice_loss(logits: jax.Array, label: jax.Array, labelled: jax.Array) -> jax.
     overlap = (probability * target).sum((1, 2))  # [N, classes]
     size = (probability + target).sum((1, 2))
     return 1 - ((2 * overlap + 1) / (size + 1)).mean(-1)
-
-
-def _center(array: Any, like: Any) -> Any:
-    """The middle of [N, H, W, ...] in the height and width of `like`."""
-    top, left = ((array.shape[axis] - like.shape[axis]) // 2 for axis in (1, 2))
-    return array[:, top : top + like.shape[1], left : left + like.shape[2]]
 
 
 TASK = Segmentation

@@ -6,7 +6,8 @@ from flax import linen as nn
 
 from cnn import models
 from cnn.config import InputError
-from cnn.models.unet import TransposedConv, center_crop
+from cnn.layers import center_crop
+from cnn.models.unet import TransposedConv
 
 
 def abstract(name, sides, **options):
