@@ -370,7 +370,10 @@ def steps(text: str, *, batch_size: int, num_examples: int, total: int) -> int:
     return max(round(amount * units.get(unit, 1)), 1 if amount else 0)
 
 
-def split_numbers(config: Experiment) -> tuple[Experiment, dict[str, Any]]:
+Numbers = dict[str, Any]  # by part of the configuration and field; what a compiled program takes as arguments
+
+
+def split_numbers(config: Experiment) -> tuple[Experiment, Numbers]:
     """Splits a resolved configuration into what decides the compiled program and the numbers that are its arguments.
 
     The numbers are every float of task options, augmentation, optimizer, schedule and EMA, and the strengths of

@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 
 from cnn import config as configuration
 from cnn import tasks
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, InputError, Numbers, Spec
 from cnn.data import sources
 from cnn.data.batches import Batches, eval_indices, num_eval_steps
 from cnn.tasks import Pictures
 from cnn.training import program as programs
 from cnn.training import sharding
 from cnn.training.checkpoints import Checkpoints
-from cnn.training.program import Numbers, Program
+from cnn.training.program import Program
 from cnn.training.records import read_json
 from cnn.training.state import EVALUATE, TrainState, average, stream
 

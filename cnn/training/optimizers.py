@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from cnn import config
-
-Numbers = dict[str, Any]
+from cnn.config import Numbers
 
 
 def build(optimizer: config.Optimizer, schedule: config.Schedule, numbers: Numbers) -> optax.GradientTransformation:

@@ -15,13 +15,11 @@ from jax.sharding import Mesh
 
 from cnn import config as configuration
 from cnn import models, tasks
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, InputError, Numbers, Spec
 from cnn.data import augment
 from cnn.training import optimizers, sharding
 from cnn.training.state import create_train_state
 from cnn.training.step import eval_step, train_step
-
-Numbers = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

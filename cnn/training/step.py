@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from cnn.config import Numbers
 from cnn.tasks import Apply, Batch, Task, Totals
 from cnn.training.state import TrainState
 
-Numbers = dict[str, Any]
 Prepare = Callable[[Batch, Any, Numbers], Batch]  # raw batch, key or None in evaluation, numbers -> the model's batch
 Optimizer = Callable[[Numbers], optax.GradientTransformation]
 LearningRate = Callable[[Any, Numbers], jax.Array]  # step, numbers -> rate
