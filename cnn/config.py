@@ -62,6 +62,7 @@ class Model:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields of the network
     dtype: str = 'float32'  # of the computation
     param_dtype: str = 'float32'  # of the parameters
+    conv: str = 'auto'  # form of the convolutions: auto (the fastest here), portable, plain (XLA's own); for comparison
 
 
 @dataclasses.dataclass
@@ -270,6 +271,7 @@ def complete_options(kind: str, cls: Any, defaults: Mapping[str, Any], options: 
 CHOICES: dict[str, tuple[str, ...]] = {
     'model.dtype': ('float32', 'bfloat16', 'float16', 'float64'),
     'model.param_dtype': ('float32', 'bfloat16', 'float64'),
+    'model.conv': ('auto', 'portable', 'plain'),
     'optimizer.name': ('sgd', 'adam', 'adamw'),
     'schedule.name': ('constant', 'cosine', 'step', 'one_cycle'),
 }

@@ -10,8 +10,12 @@ import numpy as np
 from flax import linen as nn
 
 from cnn.config import nearest
+from cnn.ops.conv import conv, conv_general_dilated, conv_transpose
 
 Dtype = Any
+
+# flax.linen.Conv, its parameters and arguments, in the form of convolution that is fastest where it runs.
+Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': jax.nn.relu,
@@ -89,6 +93,32 @@ def center_crop(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x[:, top : top + shape[1], left : left + shape[2]]
 
 
+class ConvTranspose(nn.Module):
+    """flax.linen.ConvTranspose, its parameters and results: [N, *S, C] -> [N, *S', features], S' = S strides if SAME.
+
+    The kernel [*kernel_size, C, features] is not flipped. Many outputs see only some of its taps, so that an
+    initialiser which counts all of them starts too small where strides are large.
+    """
+
+    features: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str | tuple[tuple[int, int], ...] = 'SAME'
+    use_bias: bool = True
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv_transpose(x, kernel, self.strides, self.padding)
+        return y if bias is None else y + bias
+
+
 class CausalConv(nn.Module):
     """A dilated 1-D convolution whose output t sees inputs t, t - dilation, ..., t - (kernel_size - 1) dilation.
 
@@ -111,12 +141,8 @@ class CausalConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         reach = (self.kernel_size - 1) * self.dilation
         if position is None:
-            y = jax.lax.conv_general_dilated(
-                x, kernel, (1,), [(reach, 0)], rhs_dilation=(self.dilation,), dimension_numbers=('NTC', 'TIO', 'NTC')
-            )
-            return y + bias
-        # Matmuls, because a convolution inside the scan that generates is slow on CPUs; written before it is read,
-        # because XLA copies a whole buffer that is read first.
+            return conv(x, kernel, padding=[(reach, 0)], dilation=(self.dilation,)) + bias
+        # Written before it is read, because XLA copies a whole buffer that is read first.
         length = reach + 1
         past = self.variable('cache', 'past', jnp.zeros, (len(x), length, x.shape[-1]), x.dtype)
         buffer = jax.lax.dynamic_update_index_in_dim(past.value, x, position % length, axis=1)

@@ -22,6 +22,7 @@ OTHERS = {
     'model.options': {'a': None, 'b': (1, (2, 3)), 'c': True},
     'model.dtype': 'bfloat16',
     'model.param_dtype': 'float64',
+    'model.conv': 'plain',
     'task.name': 'segmentation',
     'task.options': {'background': 0},
     'data.name': 'digit_scenes',

@@ -21,6 +21,7 @@ SHELL = {
     'model.name': ('lenet/1998', 'lenet/1998'),
     'model.dtype': ('bfloat16', 'bfloat16'),
     'model.param_dtype': ('float64', 'float64'),
+    'model.conv': ('portable', 'portable'),
     'task.name': ('segmentation', 'segmentation'),
     'data.name': ('digit_scenes/128', 'digit_scenes/128'),
     'data.train_split': ('train[:50%]', 'train[:50%]'),
@@ -128,6 +129,7 @@ MISTAKES = {
     'task': ('--config.task.name=clasification', "did you mean 'classification'?"),
     'dataset': ('--config.data.name=digit', "unknown data set 'digit'; did you mean 'digits'?"),
     'metric': ('--config.eval.metric=acuracy', "did you mean 'accuracy'?"),
+    'steps': ('benchmark --steps=0', '--steps=0: 0 is not a positive integer'),
     'run folder': ('evaluate --workdir=no_such_run', 'no_such_run: is no run folder'),
 }
 
@@ -350,6 +352,8 @@ def test_negative_numbers_are_values_in_both_forms():
         ('--flagfile=no_such_file', 'ERROR:: Unable to open flagfile'),
         ('--list', '--list belongs to another verb: python launch.py data --list'),
         ('--split=test', '--split belongs to another verb: python launch.py evaluate --split'),
+        ('--steps=3', '--steps belongs to another verb: python launch.py benchmark --steps'),
+        ('benchmark --steps=1.5', "flag --steps=1.5: invalid literal for int() with base 10: '1.5'"),
         ('data --profile=1:2', '--profile belongs to another verb: python launch.py train --profile'),
     ],
 )
@@ -363,6 +367,8 @@ def test_flags_beside_the_configuration():
     assert parse('--print_config').print_config is True
     assert parse('evaluate', '--split=train').split == 'train'
     assert parse('data', '--list').list_names is True
+    assert parse('benchmark', '--steps=3').steps == 3
+    assert parse('benchmark').steps is None
     assert parse('--profile=3:10').profile == range(3, 10)
     assert parse().profile is None
 
@@ -515,7 +521,7 @@ def test_help_fits_one_screen_and_names_every_verb_and_flag():
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 110
     assert all(any(line.startswith(f'  {verb} ') for line in lines) for verb in launch.VERBS)
-    for flag in ('config', 'workdir', 'print_config', 'profile', 'split', 'list'):
+    for flag in ('config', 'workdir', 'print_config', 'profile', 'split', 'list', 'steps'):
         assert any(line.startswith(f'  --{flag}') for line in lines)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from flax import linen as nn
 
 from cnn.config import InputError, nearest
-from cnn.layers import activation
+from cnn.layers import Conv, activation
 from cnn.models import Variant
+from cnn.ops.conv import conv
 
 Dtype = Any
 
@@ -78,8 +79,7 @@ class PartialConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         dense_shape = (*self.kernel_size, x.shape[-1], len(self.connections))
         kernel = jnp.zeros(dense_shape, kernel.dtype).at[..., channels, maps].set(kernel)
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-        return x + bias
+        return conv(x, kernel, padding='VALID') + bias
 
 
 class Subsampling(nn.Module):
@@ -126,7 +126,7 @@ class LeNet(nn.Module):
         """The maps C1 and C3 of the convolutions, S2 and S4 of the pools. Strides are true, borders are lost."""
         self._check(x.shape)
         conv = functools.partial(
-            nn.Conv, kernel_size=(5, 5), padding='VALID', dtype=self.dtype, param_dtype=self.param_dtype
+            Conv, kernel_size=(5, 5), padding='VALID', dtype=self.dtype, param_dtype=self.param_dtype
         )
         partial_conv = functools.partial(
             PartialConv, CONNECTIONS, (5, 5), dtype=self.dtype, param_dtype=self.param_dtype

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn.config import InputError
-from cnn.layers import activation, adaptive_average_pool, norm_layer
+from cnn.layers import Conv, activation, adaptive_average_pool, norm_layer
 from cnn.models import Variant
 
 Dtype = Any
@@ -50,7 +50,7 @@ class SimpleCNN(nn.Module):
                 f'not {x.shape[1]} x {x.shape[2]}'
             )
         conv = functools.partial(
-            nn.Conv, kernel_size=(3, 3), use_bias=self.norm == 'none', dtype=self.dtype, param_dtype=self.param_dtype
+            Conv, kernel_size=(3, 3), use_bias=self.norm == 'none', dtype=self.dtype, param_dtype=self.param_dtype
         )
         norm = norm_layer(self.norm, train=train, dtype=self.dtype, param_dtype=self.param_dtype)
         act = activation(self.activation)

@@ -17,6 +17,7 @@ from cnn import config as configuration
 from cnn import models, tasks
 from cnn.config import Experiment, InputError, Numbers, Spec
 from cnn.data import augment
+from cnn.ops import conv
 from cnn.training import optimizers, sharding
 from cnn.training.state import create_train_state
 from cnn.training.step import eval_step, train_step
@@ -121,10 +122,11 @@ def _build(structure: Experiment, spec: Spec, numbers: Numbers, mesh: Mesh) -> P
     )
     evaluate = functools.partial(eval_step, model=model, task=task, prepare=prepare)
 
+    in_form = conv.forced(structure.model.conv)
     # What runs once need not run fast: on the CPU this compiles in a third of the time.
     quick = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
     try:
-        state = jax.eval_shape(init, numbers)
+        state = jax.eval_shape(in_form(init), numbers)
     except InputError as error:
         raise InputError(f'{error} (config.data.image_size resizes images)') from None
     shardings, batch, everywhere = (
@@ -137,15 +139,15 @@ def _build(structure: Experiment, spec: Spec, numbers: Numbers, mesh: Mesh) -> P
         task=task,
         spec=spec,
         state=jax.tree.map(lambda leaf, where: leaf.update(sharding=where), state, shardings),
-        init=jax.jit(init, out_shardings=shardings, compiler_options=quick),
+        init=jax.jit(in_form(init), out_shardings=shardings, compiler_options=quick),
         train_step=jax.jit(
-            train,
+            in_form(train),
             in_shardings=(shardings, batch, everywhere, everywhere),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            evaluate,
+            in_form(evaluate),
             in_shardings=(shardings.eval_variables, batch, everywhere, everywhere),
             out_shardings=everywhere,
         ),

@@ -1,0 +1,1 @@
+"""Pure array functions that layers, models and tasks stand on."""

@@ -1,0 +1,389 @@
+"""The forms that a convolution and its two gradients can take: one function for each, pure and of fixed shapes.
+
+A convolution is y[n, o] = sum over t of x[n, o stride - padding + t dilation] kernel[t]; each form computes y of x and
+kernel (`forward`), the gradient of x from that of y and kernel (`input`), or that of the kernel (`weight`). All are
+bilinear. Arrays are x [N, *S, C], kernel [*K, C / groups, O], y and g [N, *S', O].
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cnn.ops import onednn
+
+
+class Geometry(NamedTuple):
+    """The numbers of a convolution, one of each kind for each spatial axis, and the number of groups of channels."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    precision: Any = None  # as lax takes it
+
+    def output_size(self, size: Sequence[int], kernel_size: Sequence[int]) -> tuple[int, ...]:
+        """The spatial shape of y for those of x and kernel."""
+        numbers = zip(size, kernel_size, self.strides, self.padding, self.dilation, strict=True)
+        return tuple((n + low + high - (k - 1) * d - 1) // s + 1 for n, k, s, (low, high), d in numbers)
+
+    def after_first(self) -> 'Geometry':
+        """Without the first axis."""
+        return self._replace(strides=self.strides[1:], padding=self.padding[1:], dilation=self.dilation[1:])
+
+    def before_first(self) -> 'Geometry':
+        """With one more axis before the first, of length 1."""
+        return self._replace(strides=(1, *self.strides), padding=((0, 0), *self.padding), dilation=(1, *self.dilation))
+
+
+def plain_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """y as XLA's convolution."""
+    spatial = 'DHW'[-(x.ndim - 2) :]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'),
+        feature_group_count=geometry.groups,
+        precision=geometry.precision,
+    )
+
+
+def plain_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
+    """The gradient of x as JAX derives it."""
+    x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[-2] * geometry.groups), g.dtype)
+    return jax.linear_transpose(lambda x: plain_forward(x, kernel, geometry), x)(g)[0]
+
+
+def plain_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of the kernel as JAX derives it."""
+    kernel = jax.ShapeDtypeStruct((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: plain_forward(x, kernel, geometry), kernel)(g)[0]
+
+
+def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, library: bool) -> jax.Array:
+    """y in the form that is fastest on a CPU."""
+    shape = (len(x), *geometry.output_size(x.shape[1:-1], kernel.shape[:-2]), kernel.shape[-1])
+    if 0 in (*x.shape, *kernel.shape, *shape):
+        return jnp.zeros(tuple(max(length, 0) for length in shape), x.dtype)
+    if x.ndim == 3:
+        return forward(x[:, None], kernel[None], geometry.before_first(), library=library)[:, 0]
+    if library:
+        return library_forward(x, kernel, geometry)
+    if geometry.groups > 1:
+        return (shifted_forward if kernel.shape[-2] == 1 else blocks_forward)(x, kernel, geometry)
+    if math.prod(kernel.shape[:-2]) == 1:
+        return dot_forward(x, kernel, geometry)
+    return (planes_forward if x.ndim == 5 else plain_forward)(x, kernel, geometry)
+
+
+def library_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """y by oneDNN."""
+    return onednn.convolution(x, kernel, geometry.strides, geometry.padding, geometry.dilation, geometry.groups)
+
+
+def dot_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """y of a kernel of size 1, as a matmul of every stride-th position."""
+    size = geometry.output_size(x.shape[1:-1], kernel.shape[:-2])
+    x = tap(*padded(x, geometry), size, (0,) * len(size))
+    return jnp.matmul(x, kernel.reshape(kernel.shape[-2:]), precision=geometry.precision)
+
+
+def shifted_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """y of a depthwise kernel [*K, 1, O]: a sum over taps of shifted inputs, each times one number for each channel."""
+    size = geometry.output_size(x.shape[1:-1], kernel.shape[:-2])
+    x, geometry = padded(x, geometry)
+    x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+    products = (tap(x, geometry, size, position) * kernel[position][0] for position in positions(kernel.shape[:-2]))
+    return functools.reduce(jnp.add, products)
+
+
+def blocks_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """y of a grouped kernel: dense convolutions of a few groups at a time, with zeros where groups do not meet."""
+    blocks = num_blocks(x.shape[-1], geometry.groups)
+    inside, dense = geometry.groups // blocks, geometry._replace(groups=1)
+    *size, inner, outputs = kernel.shape
+    kernel = kernel.reshape(*size, inner, blocks, inside, outputs // geometry.groups)
+    kernel = jnp.einsum('...cbgo,gh->b...hcgo', kernel, jnp.eye(inside, dtype=kernel.dtype))
+    kernel = kernel.reshape(blocks, *size, inner * inside, outputs // blocks)
+    parts = zip(jnp.split(x, blocks, axis=-1), kernel, strict=True)
+    return jnp.concatenate([forward(part, block, dense, library=False) for part, block in parts], axis=-1)
+
+
+def planes_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """y of rank 3: a sum over the planes of the kernel, each a convolution of rank 2 of all planes of x."""
+    x, geometry = padded(x, geometry)
+    depth, *_ = geometry.output_size(x.shape[1:-1], kernel.shape[:-2])
+
+    def plane(index: int) -> jax.Array:
+        planes = tap(x, geometry, (depth,), (index,))
+        y = forward(merged(planes), kernel[index], geometry.after_first(), library=False)
+        return y.reshape(len(x), depth, *y.shape[1:])
+
+    return functools.reduce(jnp.add, map(plane, range(len(kernel))))
+
+
+def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...], *, library: bool) -> jax.Array:
+    """The gradient of x [N, *size, C] in the form that is fastest on a CPU: sub-pixels.
+
+    Positions of x that are equal modulo the strides see the same taps of the kernel, so each such phase is a
+    convolution of stride 1 of g with some of the taps, backwards. A stride of 1 has one phase, the whole kernel.
+    """
+    kernel = swapped(kernel, geometry.groups)  # [*K, O / groups, C]
+    counts = tuple(-(-length // stride) for length, stride in zip(size, geometry.strides, strict=True))
+    lows = (low for low, _ in geometry.padding)
+    numbers = zip(counts, g.shape[1:-1], kernel.shape[:-2], geometry.strides, lows, geometry.dilation, strict=True)
+    sub_kernels = [list(axes) for axes in itertools.product(*itertools.starmap(phases, numbers))]
+
+    def convolved(kernel: jax.Array, axes: list[Phase]) -> jax.Array:
+        padding, dilation = tuple(axis.padding for axis in axes), tuple(axis.dilation for axis in axes)
+        part = Geometry((1,) * len(size), padding, dilation, geometry.groups, geometry.precision)
+        return forward(g, kernel, part, library=library)
+
+    parts = [kernel[np.ix_(*(axis.taps for axis in axes))] for axes in sub_kernels]
+    if geometry.groups == 1 and all(map(alike, sub_kernels[0], *sub_kernels[1:])):
+        # As where the kernel is as large as the stride: one convolution with the channels of every phase.
+        x = convolved(jnp.concatenate(parts, axis=-1), sub_kernels[0])
+    else:
+        x = jnp.concatenate(list(map(convolved, parts, sub_kernels)), axis=-1)
+    return interleaved(x, geometry.strides, size)
+
+
+class Phase(NamedTuple):
+    """Of one axis, the taps that positions of one remainder see, last first, and how they lie over g."""
+
+    taps: tuple[int, ...]
+    padding: tuple[int, int]
+    dilation: int
+
+
+def phases(count: int, outputs: int, taps: int, stride: int, padding: int, dilation: int) -> list[Phase]:
+    """The phases of one axis, of `count` positions each.
+
+    Position i = u stride + phase of x sees output o through tap t where o stride - padding + t dilation = i. With the
+    next such t, o falls by dilation over the common divisor.
+    """
+    spread = dilation // math.gcd(stride, dilation)
+    found = []
+    for phase in range(stride):
+        seen = tuple(tap for tap in range(taps) if (phase + padding - tap * dilation) % stride == 0)
+        start = (phase + padding - seen[0] * dilation) // stride if seen else 0  # what the first of them sees at u = 0
+        pad = ((len(seen) - 1) * spread - start, count + start - outputs)
+        found.append(Phase(seen[::-1], pad, spread))
+    return found
+
+
+def alike(*axis: Phase) -> bool:
+    """Whether phases of an axis differ only in which taps they have."""
+    return len({(len(phase.taps), phase.padding, phase.dilation) for phase in axis}) == 1
+
+
+def interleaved(x: jax.Array, strides: tuple[int, ...], size: tuple[int, ...]) -> jax.Array:
+    """[N, *counts, phases of all axes x C] -> [N, *size, C], where position u stride + phase comes from x[u, phase]."""
+    if math.prod(strides) == 1:
+        return x
+    rank, counts = len(size), x.shape[1:-1]
+    x = x.reshape(len(x), *counts, *strides, -1)
+    order = itertools.chain.from_iterable((1 + axis, 1 + rank + axis) for axis in range(rank))
+    x = x.transpose(0, *order, 2 * rank + 1)
+    x = x.reshape(len(x), *(count * stride for count, stride in zip(counts, strides, strict=True)), x.shape[-1])
+    return x[(slice(None), *(slice(length) for length in size))]
+
+
+def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...], *, library: bool) -> jax.Array:
+    """The gradient of the kernel [*kernel_size, C / groups, O] in the form that is fastest on a CPU."""
+    if 0 in (*x.shape, *g.shape):
+        return jnp.zeros((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
+    if x.ndim == 3:
+        return weight(x[:, None], g[:, None], geometry.before_first(), (1, *kernel_size), library=library)[0]
+    if x.ndim == 5:
+        return planes_weight(x, g, geometry, kernel_size, library=library)
+    depthwise = geometry.groups == x.shape[-1] == g.shape[-1]
+    if depthwise and geometry.groups > 1:
+        return (library_depthwise_weight if library else shifted_weight)(x, g, geometry, kernel_size)
+    if geometry.groups > 1:
+        return (library_weight if library else blocks_weight)(x, g, geometry, kernel_size)
+    if math.prod(kernel_size) == 1:
+        return dot_weight(x, g, geometry, kernel_size)
+    return (library_weight if library and max(geometry.dilation) == 1 else transposed_weight)(
+        x, g, geometry, kernel_size
+    )
+
+
+def transposed_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a dense kernel as XLA's convolution, images and channels exchanged by explicit transpositions.
+
+    As JAX derives it, by other dimension numbers, the same convolution is naive code inside loops on the CPU.
+    """
+    padding = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
+    exchanged = Geometry(geometry.dilation, padding, geometry.strides, 1, geometry.precision)
+    kernel = plain_forward(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), exchanged)
+    return kernel.transpose(1, 2, 0, 3)
+
+
+def dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a kernel of size 1: a matmul over all positions."""
+    x = tap(*padded(x, geometry), g.shape[1:-1], (0,) * len(kernel_size))
+    axes = tuple(range(x.ndim - 1))
+    kernel = jnp.tensordot(x, g, (axes, axes), precision=geometry.precision)
+    return kernel.reshape(*kernel_size, *kernel.shape)
+
+
+def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of the kernel by oneDNN, which has no call for it here: as a convolution of another kind.
+
+    Its channels are the images, its kernel is g, and its outputs are the taps. Input channels lie beside each other in
+    the last spatial axis, so that one convolution with that axis dilated by their number gives them all:
+    kernel'[t, c, o] = sum over n and s of x[n, s stride - padding + t dilation, c] g[n, s, o].
+    """
+    (rows, columns), groups = kernel_size, geometry.groups
+    rows_padding, (left, right) = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
+    images, height, width, channels = x.shape
+    inner = channels // groups
+    x = x.reshape(images, height * width, groups, inner).transpose(1, 3, 2, 0)
+    spread = geometry.dilation[1]  # no stride passes over single columns of channels: those between are computed too
+    kernel = onednn.convolution(
+        x.reshape(1, height, width * inner, groups * images),
+        g.transpose(1, 2, 0, 3),
+        (geometry.dilation[0], 1),
+        (rows_padding, (left * inner, right * inner)),
+        (geometry.strides[0], geometry.strides[1] * inner),
+        groups,
+    )
+    return kernel.reshape(rows, (columns - 1) * spread + 1, inner, -1)[:, ::spread]
+
+
+def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a depthwise kernel [*K, 1, C] by oneDNN: g, with the images as one more axis, is the kernel.
+
+    Strides would dilate that kernel, for which oneDNN has no fast code: taps that are equal modulo the strides see one
+    image made of every stride-th position, without a stride.
+    """
+    if max(geometry.strides) > 1 and max(geometry.dilation) == 1:
+        x, geometry = padded(x, geometry)
+        steps = geometry.strides
+        kernel = jnp.zeros((*kernel_size, 1, x.shape[-1]), x.dtype)
+        for first in positions(tuple(min(pair) for pair in zip(steps, kernel_size, strict=True))):
+            every = tuple(slice(start, None, step) for start, step in zip(first, steps, strict=True))
+            taps = tuple(len(range(start, k, step)) for start, k, step in zip(first, kernel_size, steps, strict=True))
+            once = Geometry((1, 1), ((0, 0),) * 2, (1, 1), geometry.groups)
+            part = library_depthwise_weight(x[(slice(None), *every)], g, once, taps)
+            kernel = kernel.at[every].set(part)
+        return kernel
+    padding = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
+    kernel = onednn.convolution(
+        x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, *geometry.strides), geometry.groups
+    )
+    return kernel.reshape(*kernel_size, 1, -1)
+
+
+def shifted_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a depthwise kernel [*K, 1, C]: a loop over rows of g, which adds to one row for each tap.
+
+    XLA's reductions over all but the last axis jump from row to row in memory; sums of rows do not.
+    """
+    x, geometry = padded(x, geometry)
+    images, height, width, channels = g.shape
+    (down, right), (below, beside) = geometry.strides, geometry.dilation
+    reach = (1, 1, (width - 1) * right + 1, channels)
+
+    def add_row(sums: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], None]:
+        image, row = index // height, index % height
+        products = []
+        for i, j in positions(kernel_size):
+            seen = lax.dynamic_slice(x, (image, row * down + i * below, j * beside, 0), reach)[0, 0, ::right]
+            products.append(seen * g[image, row])
+        return [total + product for total, product in zip(sums, products, strict=True)], None
+
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    zeros = [jnp.zeros((width, channels), wide) for _ in positions(kernel_size)]
+    sums, _ = lax.scan(add_row, zeros, jnp.arange(images * height))
+    return jnp.stack(sums).sum(1).astype(x.dtype).reshape(*kernel_size, 1, channels)
+
+
+def blocks_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a grouped kernel: those of dense kernels of a few groups at a time, where groups meet."""
+    blocks = num_blocks(x.shape[-1], geometry.groups)
+    inside, dense = geometry.groups // blocks, geometry._replace(groups=1)
+    parts = zip(jnp.split(x, blocks, axis=-1), jnp.split(g, blocks, axis=-1), strict=True)
+    kernel = jnp.stack([weight(*part, dense, kernel_size, library=False) for part in parts], axis=-1)
+    kernel = kernel.reshape(*kernel_size, inside, x.shape[-1] // geometry.groups, inside, -1, blocks)
+    kernel = jnp.einsum('...gcgob->...cbgo', kernel)
+    return kernel.reshape(*kernel_size, kernel.shape[-4], -1)
+
+
+def num_blocks(channels: int, groups: int) -> int:
+    """Into how many blocks of whole groups, of at most 32 channels where groups are smaller, channels are cut."""
+    fitting = (blocks for blocks in range(1, groups) if groups % blocks == 0 and channels <= 32 * blocks)
+    return next(fitting, groups)
+
+
+def planes_weight(
+    x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...], *, library: bool
+) -> jax.Array:
+    """The gradient of a kernel of rank 3: for each of its planes one of rank 2, over all planes of x and g."""
+    x, geometry = padded(x, geometry)
+    planes = [
+        weight(
+            merged(tap(x, geometry, g.shape[1:2], (index,))),
+            merged(g),
+            geometry.after_first(),
+            kernel_size[1:],
+            library=library,
+        )
+        for index in range(kernel_size[0])
+    ]
+    return jnp.stack(planes)
+
+
+def positions(kernel_size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every tap of a kernel, row by row."""
+    return list(np.ndindex(*kernel_size))
+
+
+def padded(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """x with its padding, and the geometry without."""
+    if any(pair != (0, 0) for pair in geometry.padding):
+        widths = [(low, high, 0) for low, high in geometry.padding]
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+    return x, geometry._replace(padding=((0, 0),) * len(geometry.padding))
+
+
+def fitted(
+    size: Sequence[int], outputs: Sequence[int], geometry: Geometry, kernel_size: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """The padding with which the last tap of the last output ends the input; negative where none sees its end."""
+    numbers = zip(size, outputs, kernel_size, *geometry[:3], strict=True)
+    return tuple(
+        (low, (taps - 1) * dilation + (outputs - 1) * stride + 1 - length - low)
+        for length, outputs, taps, stride, (low, _), dilation in numbers
+    )
+
+
+def tap(x: jax.Array, geometry: Geometry, size: Sequence[int], position: tuple[int, ...]) -> jax.Array:
+    """What the tap at `position` sees of x, which is padded already: [N, *size, C]. Axes without a position stay."""
+    slices = [
+        slice(t * dilation, t * dilation + (length - 1) * stride + 1, stride)
+        for t, length, stride, dilation in zip(position, size, geometry.strides, geometry.dilation, strict=False)
+    ]
+    return x[(slice(None), *slices)]
+
+
+def swapped(kernel: jax.Array, groups: int) -> jax.Array:
+    """The kernel of the opposite direction: [*K, A / groups, B] -> [*K, B / groups, A]."""
+    kernel = kernel.reshape(*kernel.shape[:-1], groups, -1)  # [*K, A / groups, groups, B / groups]
+    kernel = jnp.swapaxes(kernel, -1, -3)
+    return kernel.reshape(*kernel.shape[:-2], -1)
+
+
+def merged(x: jax.Array) -> jax.Array:
+    """[N, D, ...] as [N D, ...]."""
+    return x.reshape(-1, *x.shape[2:])
