@@ -30,22 +30,24 @@ verbs
   train      train, evaluate, keep the best (on validation) and the last; the same command resumes (default)
   evaluate   a run folder on a split: --workdir=RUN --split=test
   data       prepare a data set and look at it: --config.data.name=NAME; --list shows what there is
+  benchmark  the train step on made-up batches: compile time, speed, share of the roofline, memory
 
 flags
   --config=FILE[:ARG]         an experiment file (default experiments/digits.py)
   --config.FIELD=VALUE        any field of the configuration; 'none' clears one that may be empty
   --config.model.options.KEY=VALUE, --config.task.options.KEY=VALUE
                               fields of the network and of the task; another name drops the file's options
-  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT)
+  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT; benchmark: none)
   --print_config              show the resolved configuration and stop
   --profile=START:STOP        train: trace these steps with the profiler, into the run folder
   --split=NAME                evaluate: the split (default config.data.test_split)
   --list                      data: the data sets that there are
+  --steps=N                   benchmark: how many steps to time (default 5 to 200, what 5 seconds hold)
 
 exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
 """
-VERBS = ('train', 'evaluate', 'data')
-FLAGS_OF_ONE_VERB = {'profile': 'train', 'split': 'evaluate', 'list': 'data'}
+VERBS = ('train', 'evaluate', 'data', 'benchmark')
+FLAGS_OF_ONE_VERB = {'profile': 'train', 'split': 'evaluate', 'list': 'data', 'steps': 'benchmark'}
 OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL)
 
 
@@ -62,6 +64,7 @@ class Command:
     profile: range | None
     split: str | None
     list_names: bool
+    steps: int | None
     argv: list[str]
 
 
@@ -82,6 +85,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace', flag_values)
     flags.DEFINE_string('split', None, 'the split to evaluate', flag_values)
     flags.DEFINE_boolean('list', False, 'list the data sets', flag_values)
+    flags.DEFINE_integer('steps', None, 'the number of steps to time', lower_bound=1, flag_values=flag_values)
     try:
         config_flags.DEFINE_config_dataclass('config', experiment, 'an experiment file', flag_values, arguments)
         rest = flag_values(arguments)[1:]
@@ -116,6 +120,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         profile=_profile(flag_values.profile),
         split=flag_values.split,
         list_names=flag_values.list,
+        steps=flag_values.steps,
         argv=list(argv),
     )
 
@@ -323,6 +328,27 @@ def data(command: Command) -> None:
     print(overview.describe(settings, folder))
 
 
+def benchmark(command: Command) -> None:
+    """Prints how fast the train step is; writes the same figures to benchmark.json where a folder is given."""
+    spec, config = resolve(command.config)
+    if command.print_config:
+        return print_config(config)
+    prepare_jax(config)
+    import jax
+
+    jax.config.update('jax_enable_compilation_cache', False)  # a program that is read from a file compiles in no time
+    from cnn.inspection import benchmark as inspection
+    from cnn.training import sharding
+    from cnn.training.records import RunFolder, write_json
+
+    mesh = sharding.make_mesh(config)
+    folder = RunFolder(command.workdir) if command.workdir else None
+    figures = inspection.measure(config, spec, mesh, command.steps)
+    print(inspection.table(figures))
+    if folder:
+        write_json(folder.path / 'benchmark.json', {'command': command.argv, **figures})
+
+
 def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:
     """The data's spec and the configuration with every name checked and every option written out."""
     from cnn.data import sources
@@ -348,7 +374,7 @@ def main(command: Command) -> int:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
     try:
-        {'train': train, 'evaluate': evaluate, 'data': data}[command.verb](command)
+        {'train': train, 'evaluate': evaluate, 'data': data, 'benchmark': benchmark}[command.verb](command)
     except (InputError, RunFailed, RunStopped) as error:
         return fail(error)
     except OSError as error:

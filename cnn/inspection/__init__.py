@@ -1,0 +1,1 @@
+"""What a network is and costs, found out without training it."""
