@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import errno
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -11,6 +12,7 @@ import runpy
 import sys
 import traceback
 import typing
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,6 +50,9 @@ exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and
 """
 VERBS = ('train', 'evaluate', 'data', 'benchmark')
 FLAGS_OF_ONE_VERB = {'profile': 'train', 'split': 'evaluate', 'list': 'data', 'steps': 'benchmark'}
+# YNNPACK's convolutions, which these releases have in place of Eigen's, are slower, with weight gradients half as fast.
+CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION',)
+RELEASES_WITH_CPU_FLAGS = ('0.10.2', '0.11.0', '0.11.1', '0.11.2')
 OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL)
 
 
@@ -236,8 +241,14 @@ def _profile(text: str | None) -> range | None:
 
 def prepare_jax(config: Experiment) -> None:
     """Settings that must stand before JAX starts its devices."""
-    if config.deterministic:
-        os.environ['XLA_FLAGS'] = f'--xla_gpu_deterministic_ops=true {os.environ.get("XLA_FLAGS", "")}'
+    theirs = os.environ.get('XLA_FLAGS', '')
+    ours = ['--xla_gpu_deterministic_ops=true'] if config.deterministic else []
+    # A flag that XLA does not know ends the process.
+    if importlib.metadata.version('jaxlib') in RELEASES_WITH_CPU_FLAGS:
+        ours += [flag for flag in CPU_FLAGS if flag.partition('=')[0] not in theirs]
+    os.environ['XLA_FLAGS'] = ' '.join([*ours, theirs]).strip()
+    # The compiled form of a program that calls oneDNN can't be written to the cache; it is compiled again.
+    warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry .*bad_alloc')
     import jax
 
     if 'float64' in (config.model.dtype, config.model.param_dtype):
@@ -352,10 +363,13 @@ def benchmark(command: Command) -> None:
 def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:
     """The data's spec and the configuration with every name checked and every option written out."""
     from cnn.data import sources
+    from cnn.ops.conv import chosen_form
     from cnn.training import program
 
     spec = sources.spec(config.data.name)
-    return spec, program.resolve(config, spec)
+    config = program.resolve(config, spec)
+    config.model.conv = chosen_form(config.model.conv)  # written down, so that the run folder tells the form
+    return spec, config
 
 
 def default_workdir(experiment: str, config: Experiment) -> pathlib.Path:

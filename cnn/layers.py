@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from cnn.config import nearest
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose
+from cnn.ops.norm import batch_norm
 
 Dtype = Any
 
@@ -35,6 +36,39 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation of [..., C] over all but the channels, with the variables of flax.linen.BatchNorm.
+
+    Running statistics move by 1 - momentum of those of the batch, with the biased variance, and are at least float32.
+    Ioffe & Szegedy 2015.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        wide = jnp.promote_types(self.param_dtype, jnp.float32)
+        scale = self.param('scale', self.scale_init, shape, self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, wide)
+        var = self.variable('batch_stats', 'var', jnp.ones, shape, wide)
+        if self.use_running_average:
+            multiplier = jax.lax.rsqrt(var.value + self.epsilon) * scale.astype(wide)
+            y = (x.astype(wide) - mean.value) * multiplier + bias.astype(wide)
+            return y.astype(self.dtype)
+        y, batch_mean, batch_var = batch_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for running, current in ((mean, batch_mean), (var, batch_var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * current.astype(wide)
+        return y
+
+
 def norm_layer(kind: str, *, train: bool, dtype: Dtype, param_dtype: Dtype) -> Callable[..., Callable]:
     """What a network hands to its blocks to build normalisations from, called with `name`.
 
@@ -42,16 +76,7 @@ def norm_layer(kind: str, *, train: bool, dtype: Dtype, param_dtype: Dtype) -> C
     have it too) or 'none'. Raises InputError for another kind.
     """
     kinds: dict[str, Callable[..., Callable]] = {
-        'batch': functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            # Left on, the statistics of a float64 network would begin as float32 and become float64 in its first step.
-            force_float32_reductions=jnp.dtype(param_dtype) != jnp.float64,
-        ),
+        'batch': functools.partial(BatchNorm, use_running_average=not train, dtype=dtype, param_dtype=param_dtype),
         'group': functools.partial(
             nn.GroupNorm, num_groups=None, group_size=8, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype
         ),

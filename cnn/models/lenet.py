@@ -12,6 +12,7 @@ from cnn.config import InputError, nearest
 from cnn.layers import Conv, activation
 from cnn.models import Variant
 from cnn.ops.conv import conv
+from cnn.ops.pool import avg_pool
 
 Dtype = Any
 
@@ -93,7 +94,7 @@ class Subsampling(nn.Module):
         scale = self.param('scale', nn.initializers.constant(0.25), (x.shape[-1],), self.param_dtype)
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         x, scale, bias = nn.dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
-        return 4 * nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2)) * scale + bias
+        return 4 * avg_pool(x, window_shape=(2, 2), strides=(2, 2)) * scale + bias
 
 
 class LeNet(nn.Module):
@@ -137,7 +138,7 @@ class LeNet(nn.Module):
         def pool(x: jax.Array, name: str) -> jax.Array:
             if self.pool == 'trained':
                 return act(subsampling(name=name)(x))
-            return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+            return avg_pool(x, window_shape=(2, 2), strides=(2, 2))
 
         c1 = act(conv(6, name='c1')(x))  # [N, 28, 28, 6]
         s2 = pool(c1, 's2')  # [N, 14, 14, 6]

@@ -10,6 +10,7 @@ from flax import linen as nn
 from cnn.config import InputError
 from cnn.layers import Conv, activation, adaptive_average_pool, norm_layer
 from cnn.models import Variant
+from cnn.ops.pool import max_pool
 
 Dtype = Any
 
@@ -57,7 +58,7 @@ class SimpleCNN(nn.Module):
         maps, stride = {}, 1
         for index, (width, pooled) in enumerate(zip(self.widths, (False, *self.pools[:-1]), strict=True), start=1):
             if pooled:
-                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+                x = max_pool(x, window_shape=(2, 2), strides=(2, 2))
                 stride *= 2
             x = conv(width, name=f'conv{index}')(x)
             x = act(norm(name=f'norm{index}')(x))
@@ -67,7 +68,7 @@ class SimpleCNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         _, x = self.features(x, train=train)[f'conv{len(self.widths)}']
         if self.pools[-1]:
-            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+            x = max_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = adaptive_average_pool(x, (4, 4))
         x = x.reshape(len(x), -1)  # [N, 16 width]
         x = self.drop(activation(self.activation)(self.dense(x)), deterministic=not train)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from cnn.config import InputError, nearest
 from cnn.layers import Conv, ConvTranspose, center_crop, norm_layer
 from cnn.models import Variant
+from cnn.ops.pool import max_pool
 
 Dtype = Any
 
@@ -84,7 +85,7 @@ class UNet(nn.Module):
         skips = []
         for level in range(self.depth + 1):
             if level:
-                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+                x = max_pool(x, window_shape=(2, 2), strides=(2, 2))
             x = block(self.width * 2**level, name=f'encoder{level}')(x)
             if level >= self.depth - 1:
                 x = nn.Dropout(self.dropout)(x, deterministic=not train)

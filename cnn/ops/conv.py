@@ -36,6 +36,15 @@ _forced = contextvars.ContextVar('forced', default='auto')
 Padding = str | Sequence[tuple[int, int]]
 
 
+def chosen_form(form: str) -> str:
+    """The form asked for, or CNN_CONV where that is 'auto'. Raises InputError for another name."""
+    if form == 'auto':
+        form = os.environ.get('CNN_CONV', 'auto')
+    if form not in FORMS:
+        raise nearest('form of convolution (CNN_CONV)', form, FORMS)
+    return form
+
+
 @contextlib.contextmanager
 def forced(form: str) -> Iterator[None]:
     """Convolutions traced inside take this form; 'auto' leaves it to CNN_CONV and the table above."""
@@ -138,12 +147,7 @@ def _geometry(strides: Any, padding: Any, dilation: Any, groups: int, precision:
 
 
 def _bind(primitive: Primitive, a: jax.Array, b: jax.Array, geometry: Geometry, size: Any) -> jax.Array:
-    form = _forced.get()
-    if form == 'auto':
-        form = os.environ.get('CNN_CONV', 'auto')
-    if form not in FORMS:
-        raise nearest('form of convolution', form, FORMS)
-    return primitive.bind(a, b, geometry=geometry, size=size, pack=None, form=form)
+    return primitive.bind(a, b, geometry=geometry, size=size, pack=None, form=chosen_form(_forced.get()))
 
 
 # The primitives. `size` is the spatial shape of the result where the operands leave it open; with `pack` both operands

@@ -136,7 +136,12 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
 
     Positions of x that are equal modulo the strides see the same taps of the kernel, so each such phase is a
     convolution of stride 1 of g with some of the taps, backwards. A stride of 1 has one phase, the whole kernel.
+    Where phases would cost more than the multiplications that they save, zeros between the positions of g replace them.
     """
+    if geometry.groups > 1 and math.prod(geometry.strides) > 1:
+        zeros = [(0, 0, 0), *((0, 0, stride - 1) for stride in geometry.strides), (0, 0, 0)]
+        g = lax.pad(g, jnp.zeros((), g.dtype), zeros)
+        geometry = geometry._replace(strides=(1,) * len(size))
     kernel = swapped(kernel, geometry.groups)  # [*K, O / groups, C]
     counts = tuple(-(-length // stride) for length, stride in zip(size, geometry.strides, strict=True))
     lows = (low for low, _ in geometry.padding)
@@ -212,10 +217,9 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
     if geometry.groups > 1:
         return (library_weight if library else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
-        return dot_weight(x, g, geometry, kernel_size)
-    return (library_weight if library and max(geometry.dilation) == 1 else transposed_weight)(
-        x, g, geometry, kernel_size
-    )
+        return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
+    narrow, spread = x.shape[-1] < 8, max(geometry.dilation) > 1
+    return (library_weight if library and not narrow and not spread else transposed_weight)(x, g, geometry, kernel_size)
 
 
 def transposed_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
@@ -250,13 +254,15 @@ def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
     inner = channels // groups
     x = x.reshape(images, height * width, groups, inner).transpose(1, 3, 2, 0)
     spread = geometry.dilation[1]  # no stride passes over single columns of channels: those between are computed too
+    inputs_first = groups == 1  # oneDNN's own transposition of g is the faster one there, XLA's elsewhere
     kernel = onednn.convolution(
         x.reshape(1, height, width * inner, groups * images),
-        g.transpose(1, 2, 0, 3),
+        g if inputs_first else g.transpose(1, 2, 0, 3),
         (geometry.dilation[0], 1),
         (rows_padding, (left * inner, right * inner)),
         (geometry.strides[0], geometry.strides[1] * inner),
         groups,
+        inputs_first=inputs_first,
     )
     return kernel.reshape(rows, (columns - 1) * spread + 1, inner, -1)[:, ::spread]
 
@@ -283,6 +289,13 @@ def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, ker
         x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, *geometry.strides), geometry.groups
     )
     return kernel.reshape(*kernel_size, 1, -1)
+
+
+def library_dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The same by oneDNN."""
+    x = tap(*padded(x, geometry), g.shape[1:-1], (0,) * len(kernel_size))
+    kernel = onednn.transposed_matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+    return kernel.reshape(*kernel_size, *kernel.shape)
 
 
 def shifted_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

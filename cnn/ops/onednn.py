@@ -1,12 +1,12 @@
-"""oneDNN's convolution, which jaxlib carries on x86 and which XLA's own rewriter calls by the name used here.
+"""oneDNN's convolution and matmul, which jaxlib carries on x86, called by the names that XLA's own rewriter uses.
 
-XLA for the CPU compiles most convolutions by other means, which are one to two orders of magnitude slower for several
 kinds. The call is no public interface: the message below is that of the releases in `RELEASES`, where it was tried, and
-a message that oneDNN refuses ends the process. So `convolution` gives it nothing that it could refuse.
+a message that oneDNN refuses ends the process. So nothing is given to it that it could refuse.
 """
 
 import json
 import platform
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,16 @@ def convolution(
     padding: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
     groups: int,
+    *,
+    inputs_first: bool = False,
 ) -> jax.Array:
     """The convolution [N, *S, C] * [*K, C / groups, O] -> [N, *S', O] of rank 1 to 3, in float32 or bfloat16.
 
-    No array may be empty. Padding may be negative.
+    With `inputs_first` the kernel is [C / groups, *K, O]. No array may be empty. Padding may be negative.
     """
     rank = x.ndim - 2
-    windows = [(taps - 1) * spread + 1 for taps, spread in zip(kernel.shape, dilation, strict=False)]
+    kernel_size = kernel.shape[inputs_first : rank + inputs_first]
+    windows = [(taps - 1) * spread + 1 for taps, spread in zip(kernel_size, dilation, strict=True)]
     # oneDNN reads beyond its input where a whole window lies in the padding, and knows no negative one.
     given = [tuple(min(max(end, 0), window - 1) for end in pair) for pair, window in zip(padding, windows, strict=True)]
     rest = [
@@ -53,7 +56,11 @@ def convolution(
     assert min(*x.shape, *kernel.shape, *result.shape) > 0
     assert x.dtype in DTYPES
     data = {'batch_dim': 0, 'feature_dim': rank + 1, 'spatial_dims': list(range(1, rank + 1))}
-    filters = {'input_feature_dim': rank, 'output_feature_dim': rank + 1, 'spatial_dims': list(range(rank))}
+    filters = {
+        'input_feature_dim': 0 if inputs_first else rank,
+        'output_feature_dim': rank + 1,
+        'spatial_dims': list(range(inputs_first, rank + inputs_first)),
+    }
     message = {
         'dims': rank + 2,
         'input': {'data': data},
@@ -67,10 +74,19 @@ def convolution(
         },
         'feature_groups': groups,
     }
+    return _call('convolution', {'onednn_conv_config': message}, result, x, kernel)
+
+
+def transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product of the transpose of a [K, M] and b [K, N], in float32 or bfloat16: [M, N]. None may be empty."""
+    assert a.dtype in DTYPES
+    assert min(*a.shape, *b.shape) > 0
+    result = jax.ShapeDtypeStruct((a.shape[1], b.shape[1]), a.dtype)
+    return _call('matmul', {'onednn_matmul_config': {'transpose_a': True}}, result, a, b)
+
+
+def _call(name: str, message: dict[str, Any], result: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
     call = jax.ffi.ffi_call(
-        '__onednn$convolution',
-        result,
-        custom_call_api_version=2,
-        legacy_backend_config=json.dumps({'onednn_conv_config': message}),
+        f'__onednn${name}', result, custom_call_api_version=2, legacy_backend_config=json.dumps(message)
     )
-    return call(x, kernel)
+    return call(*operands)

@@ -350,7 +350,7 @@ def test_the_environment_chooses_the_form(arrays, monkeypatch):
     with forced('portable'):
         assert 'portable' in str(jax.make_jaxpr(conv)(x, kernel))
     monkeypatch.setenv('CNN_CONV', 'plane')
-    with pytest.raises(InputError, match="unknown form of convolution 'plane'; did you mean 'plain'"):
+    with pytest.raises(InputError, match=r"unknown form of convolution \(CNN_CONV\) 'plane'; did you mean 'plain'"):
         conv(x, kernel)
 
 
