@@ -239,14 +239,19 @@ def _profile(text: str | None) -> range | None:
     return range(int(match[1]), int(match[2])) if match else None
 
 
-def prepare_jax(config: Experiment) -> None:
-    """Settings that must stand before JAX starts its devices."""
+def set_xla_flags(deterministic: bool = False) -> None:
+    """Adds what XLA should know at its start to XLA_FLAGS, where the user's own stay in force."""
     theirs = os.environ.get('XLA_FLAGS', '')
-    ours = ['--xla_gpu_deterministic_ops=true'] if config.deterministic else []
+    ours = ['--xla_gpu_deterministic_ops=true'] if deterministic else []
     # A flag that XLA does not know ends the process.
     if importlib.metadata.version('jaxlib') in RELEASES_WITH_CPU_FLAGS:
         ours += [flag for flag in CPU_FLAGS if flag.partition('=')[0] not in theirs]
     os.environ['XLA_FLAGS'] = ' '.join([*ours, theirs]).strip()
+
+
+def prepare_jax(config: Experiment) -> None:
+    """Settings that must stand before JAX starts its devices."""
+    set_xla_flags(config.deterministic)
     # The compiled form of a program that calls oneDNN can't be written to the cache; it is compiled again.
     warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry .*bad_alloc')
     import jax

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from cnn.config import InputError
-from cnn.layers import CausalConv, activation, adaptive_average_pool, norm_layer
+from cnn.layers import BatchNorm, CausalConv, Conv, ConvTranspose, activation, adaptive_average_pool, norm_layer
 
 
 def reference_pool(x, output_size):
@@ -107,3 +107,52 @@ def test_causal_convolution_is_a_padded_one_and_steps_through_it(kernel_size, di
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(cache))
     _, steps = jax.lax.scan(step, cache, (x.swapaxes(0, 1), jnp.arange(20)))
     np.testing.assert_allclose(steps.swapaxes(0, 1), whole, atol=1e-6)
+
+
+def test_convolution_has_the_variables_and_results_of_flax():
+    x = np.random.default_rng(0).standard_normal((2, 9, 8, 4), 'float32')
+    ours, flax = (kind(6, (3, 3), strides=(2, 1), feature_group_count=2) for kind in (Conv, nn.Conv))
+    variables = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, flax.init(jax.random.key(0), x))
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID', ((1, 0), (2, 1))])
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_transposed_convolution_has_the_variables_and_results_of_flax(padding, use_bias):
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 3), 'float32')
+    options = {'strides': (2, 2), 'padding': padding, 'use_bias': use_bias}
+    ours, flax = (kind(6, (4, 3), **options) for kind in (ConvTranspose, nn.ConvTranspose))
+    variables = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, flax.init(jax.random.key(0), x))
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'param_dtype'), [('float32', 'float32'), ('bfloat16', 'float32'), ('float64', 'float64')]
+)
+def test_batch_normalisation_has_the_variables_and_results_of_flax(dtype, param_dtype):
+    """Statistics too, which move by the biased variance; in evaluation they are what is used."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(3 + 2 * np.random.default_rng(0).standard_normal((4, 5, 6, 3)), dtype)
+        options = {'momentum': 0.9, 'epsilon': 1e-5, 'dtype': dtype, 'param_dtype': param_dtype}
+        wide = {'force_float32_reductions': param_dtype != 'float64', 'use_fast_variance': False}
+        ours, flax = (
+            lambda train, kind=kind, more=more: kind(use_running_average=not train, **options, **more)
+            for kind, more in ((BatchNorm, {}), (nn.BatchNorm, wide))
+        )
+        variables = ours(True).init(jax.random.key(0), x)
+        jax.tree.map(np.testing.assert_array_equal, variables, flax(True).init(jax.random.key(0), x))
+        (y, changed), (expected, expected_changed) = (
+            module(True).apply(variables, x, mutable=['batch_stats']) for module in (ours, flax)
+        )
+        bound = {'float32': 1e-5, 'bfloat16': 2e-2, 'float64': 1e-12}[dtype]
+        assert y.dtype == dtype
+
+        def same(a, b):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(np.asarray(a, 'float64'), np.asarray(b, 'float64'), rtol=bound, atol=bound)
+
+        jax.tree.map(same, (y, changed), (expected, expected_changed))
+        variables = {**variables, **changed}
+        same(ours(False).apply(variables, x), flax(False).apply(variables, x))

@@ -138,10 +138,8 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
     convolution of stride 1 of g with some of the taps, backwards. A stride of 1 has one phase, the whole kernel.
     Where phases would cost more than the multiplications that they save, zeros between the positions of g replace them.
     """
-    if geometry.groups > 1 and math.prod(geometry.strides) > 1:
-        zeros = [(0, 0, 0), *((0, 0, stride - 1) for stride in geometry.strides), (0, 0, 0)]
-        g = lax.pad(g, jnp.zeros((), g.dtype), zeros)
-        geometry = geometry._replace(strides=(1,) * len(size))
+    if geometry.groups > 1:
+        g, geometry = spread(g, geometry)
     kernel = swapped(kernel, geometry.groups)  # [*K, O / groups, C]
     counts = tuple(-(-length // stride) for length, stride in zip(size, geometry.strides, strict=True))
     lows = (low for low, _ in geometry.padding)
@@ -154,6 +152,15 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
         return forward(g, kernel, part, library=library)
 
     parts = [kernel[np.ix_(*(axis.taps for axis in axes))] for axes in sub_kernels]
+    seeing = [index for index, part in enumerate(parts) if part.size]
+    if len(parts) > len(seeing) == 1:  # as where the kernel has size 1
+        x = convolved(parts[seeing[0]], sub_kernels[seeing[0]])
+        phase = np.unravel_index(seeing[0], geometry.strides)
+        ends = [
+            (int(first), length - (count - 1) * stride - 1 - int(first), stride - 1)
+            for first, length, count, stride in zip(phase, size, counts, geometry.strides, strict=True)
+        ]
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
     if geometry.groups == 1 and all(map(alike, sub_kernels[0], *sub_kernels[1:])):
         # As where the kernel is as large as the stride: one convolution with the channels of every phase.
         x = convolved(jnp.concatenate(parts, axis=-1), sub_kernels[0])
@@ -270,23 +277,12 @@ def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
 def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
     """The gradient of a depthwise kernel [*K, 1, C] by oneDNN: g, with the images as one more axis, is the kernel.
 
-    Strides would dilate that kernel, for which oneDNN has no fast code: taps that are equal modulo the strides see one
-    image made of every stride-th position, without a stride.
+    Strides would dilate that kernel, for which oneDNN has no fast code; zeros between its positions are faster.
     """
-    if max(geometry.strides) > 1 and max(geometry.dilation) == 1:
-        x, geometry = padded(x, geometry)
-        steps = geometry.strides
-        kernel = jnp.zeros((*kernel_size, 1, x.shape[-1]), x.dtype)
-        for first in positions(tuple(min(pair) for pair in zip(steps, kernel_size, strict=True))):
-            every = tuple(slice(start, None, step) for start, step in zip(first, steps, strict=True))
-            taps = tuple(len(range(start, k, step)) for start, k, step in zip(first, kernel_size, steps, strict=True))
-            once = Geometry((1, 1), ((0, 0),) * 2, (1, 1), geometry.groups)
-            part = library_depthwise_weight(x[(slice(None), *every)], g, once, taps)
-            kernel = kernel.at[every].set(part)
-        return kernel
+    g, geometry = spread(g, geometry)
     padding = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
     kernel = onednn.convolution(
-        x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, *geometry.strides), geometry.groups
+        x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, 1, 1), geometry.groups
     )
     return kernel.reshape(*kernel_size, 1, -1)
 
@@ -368,6 +364,14 @@ def padded(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
         widths = [(low, high, 0) for low, high in geometry.padding]
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
     return x, geometry._replace(padding=((0, 0),) * len(geometry.padding))
+
+
+def spread(g: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """The gradient of y with zeros between its positions, and the geometry that it has so: without strides."""
+    if max(geometry.strides) > 1:
+        zeros = [(0, 0, stride - 1) for stride in geometry.strides]
+        g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+    return g, geometry._replace(strides=(1,) * len(geometry.strides))
 
 
 def fitted(

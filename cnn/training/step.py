@@ -117,10 +117,8 @@ def _accumulated_gradient(
     shapes = jax.eval_shape(gradient, state.params, state.model_state, *first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     gradients, (total, count, _, metrics) = zeros
-    # On the CPU a convolution in a loop's body is far slower than outside (XLA falls back to naive code).
-    unroll = accumulate if jax.default_backend() == 'cpu' else 1
     carry = ((gradients, total, count, metrics), state.model_state)
-    (sums, model_state), _ = jax.lax.scan(body, carry, microbatches, unroll=unroll)
+    (sums, model_state), _ = jax.lax.scan(body, carry, microbatches)
     gradients, total, count, metrics = sums
     return gradients, (total, count, model_state, metrics)
 

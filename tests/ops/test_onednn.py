@@ -49,6 +49,31 @@ def test_it_convolves_under_any_padding(dtype, padding, strides, dilation, group
 
 
 @needs_library
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_it_convolves_with_the_inputs_first(dtype):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((2, 6, 7, 4), (3, 2, 4, 8)))
+    numbers = ((1, 2), ((1, 0), (0, 1)), (2, 1), 1)
+    expected = onednn.convolution(x, kernel, *numbers)
+    got = onednn.convolution(x, kernel.transpose(2, 0, 1, 3), *numbers, inputs_first=True)
+    np.testing.assert_allclose(np.asarray(got, 'float32'), np.asarray(expected, 'float32'), rtol=2**-7, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 3, 5), (300, 64, 17)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_it_multiplies(shape, dtype):
+    rng = np.random.default_rng(0)
+    k, m, n = shape
+    a, b = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((k, m), (k, n)))
+    expected = np.asarray(a, 'float64').T @ np.asarray(b, 'float64')
+    bound = 2**-8 if dtype == 'bfloat16' else 1e-6
+    np.testing.assert_allclose(
+        np.asarray(onednn.transposed_matmul(a, b), 'float64'), expected, atol=bound * np.abs(expected).max()
+    )
+
+
+@needs_library
 def test_it_repeats_its_bits():
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.standard_normal(s), 'float32') for s in ((8, 20, 20, 32), (3, 3, 32, 32)))
