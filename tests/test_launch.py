@@ -1,4 +1,5 @@
 import fcntl
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -647,3 +648,46 @@ def test_a_longer_duration_continues_a_finished_run(unfinished, experiment):
     changed = json.loads((unfinished / 'run.json').read_text())['history'][-1]['changed']
     fields = {name: pair for name, pair in changed.items() if name.startswith('config.')}
     assert fields == {'config.train.duration': ['3', '5']}
+
+
+@pytest.mark.parametrize('release', launch.RELEASES_WITH_CPU_FLAGS)
+def test_flags_of_xla_are_added_where_its_release_knows_them(monkeypatch, release):
+    monkeypatch.setattr('importlib.metadata.version', lambda name: release)
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+    launch.set_xla_flags()
+    assert os.environ['XLA_FLAGS'].split() == [*launch.CPU_FLAGS, '--xla_force_host_platform_device_count=2']
+    launch.set_xla_flags(deterministic=True)
+    assert os.environ['XLA_FLAGS'].split()[0] == '--xla_gpu_deterministic_ops=true'
+    assert os.environ['XLA_FLAGS'].count('ynn_fusion') == 1
+
+
+def test_flags_of_xla_are_neither_added_to_other_releases_nor_over_the_users(monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '')
+    monkeypatch.setattr('importlib.metadata.version', lambda name: '0.12.0')
+    launch.set_xla_flags()
+    assert os.environ['XLA_FLAGS'] == ''
+    users = f'{launch.CPU_FLAGS[0].partition("=")[0]}=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION'
+    monkeypatch.setenv('XLA_FLAGS', users)
+    monkeypatch.setattr('importlib.metadata.version', lambda name: launch.RELEASES_WITH_CPU_FLAGS[0])
+    launch.set_xla_flags()
+    assert os.environ['XLA_FLAGS'] == users
+
+
+def test_this_release_of_xla_is_one_that_the_flags_and_the_convolutions_were_tried_on():
+    """A new release runs without either, slower; so this says when both are to be tried again."""
+    from cnn.ops import onednn
+
+    version = importlib.metadata.version('jaxlib')
+    assert version in launch.RELEASES_WITH_CPU_FLAGS
+    assert version in onednn.RELEASES
+
+
+def test_the_form_of_the_environment_is_written_into_the_configuration(monkeypatch):
+    monkeypatch.setenv('CNN_CONV', 'plain')
+    assert launch.resolve(Experiment())[1].model.conv == 'plain'
+    config = Experiment()
+    config.model.conv = 'portable'
+    assert launch.resolve(config)[1].model.conv == 'portable'
+    monkeypatch.setenv('CNN_CONV', 'plane')
+    with pytest.raises(InputError, match=r"form of convolution \(CNN_CONV\) 'plane'; did you mean 'plain'"):
+        launch.resolve(Experiment())

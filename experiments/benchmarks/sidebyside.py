@@ -329,8 +329,9 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags, with what must be known before JAX is imported put into the environment."""
+    """The flags, after what must stand before JAX is imported: the settings that launch.py makes for a run."""
     arguments = parser.parse_args()
+    launch.use_huge_pages()  # PyTorch's process has them too
     if arguments.form:
         os.environ['CNN_CONV'] = arguments.form
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # a GPU is shared with PyTorch
