@@ -53,6 +53,7 @@ FLAGS_OF_ONE_VERB = {'profile': 'train', 'split': 'evaluate', 'list': 'data', 's
 # YNNPACK's convolutions, which these releases have in place of Eigen's, are slower, with weight gradients half as fast.
 CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION',)
 RELEASES_WITH_CPU_FLAGS = ('0.10.2', '0.11.0', '0.11.1', '0.11.2')
+HUGE_PAGES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL)
 
 
@@ -246,8 +247,7 @@ def use_huge_pages() -> None:
     first touched: in pages of 4 KiB this is up to a third of a step on CPUs. glibc reads the setting at its start only.
     """
     setting, tunables = 'glibc.malloc.hugetlb', os.environ.get('GLIBC_TUNABLES', '')
-    mode = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
-    left_to_programs = mode.exists() and '[madvise]' in mode.read_text()
+    left_to_programs = HUGE_PAGES.exists() and '[madvise]' in HUGE_PAGES.read_text()
     if left_to_programs and platform.libc_ver()[0] == 'glibc' and setting not in tunables:
         os.environ['GLIBC_TUNABLES'] = f'{tunables}:{setting}=1'.lstrip(':')
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

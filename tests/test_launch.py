@@ -691,3 +691,25 @@ def test_the_form_of_the_environment_is_written_into_the_configuration(monkeypat
     monkeypatch.setenv('CNN_CONV', 'plane')
     with pytest.raises(InputError, match=r"form of convolution \(CNN_CONV\) 'plane'; did you mean 'plain'"):
         launch.resolve(Experiment())
+
+
+def test_huge_pages_are_asked_for_once_where_linux_leaves_them_to_the_program(monkeypatch, tmp_path):
+    """By starting the process anew with the same command: glibc reads the setting at its start only."""
+    started = []
+    monkeypatch.setattr('os.execv', lambda *arguments: started.append(arguments))
+    monkeypatch.setattr('platform.libc_ver', lambda: ('glibc', '2.36'))
+    monkeypatch.setattr('sys.orig_argv', ['python', '-X', 'dev', 'launch.py', 'train'])
+    monkeypatch.setattr(launch, 'HUGE_PAGES', tmp_path / 'enabled')
+    monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
+    for mode in ('[always] madvise never', 'always madvise [never]', None):
+        if mode:
+            launch.HUGE_PAGES.write_text(mode)
+        else:
+            launch.HUGE_PAGES.unlink()
+        launch.use_huge_pages()
+    assert not started
+    launch.HUGE_PAGES.write_text('always [madvise] never')
+    launch.use_huge_pages()
+    launch.use_huge_pages()
+    assert started == [(sys.executable, [sys.executable, '-X', 'dev', 'launch.py', 'train'])]
+    assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.check=1:glibc.malloc.hugetlb=1'

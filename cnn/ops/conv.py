@@ -6,7 +6,7 @@ keep the fast forms. The form is chosen where the program is lowered, when platf
 
     GPU, TPU                                        XLA's own convolution ('plain')
     CPU, jaxlib with oneDNN, one device             'library': cnn/ops/onednn.py, the kernel's gradient too
-    CPU, any other                                  'portable': shifts, matmuls and XLA, cnn/ops/conv_forms.py
+    CPU, any other                                  'portable': shifts, matmuls and XLA
     float64 and other types                         as on any other CPU
 
 The environment variable CNN_CONV (auto, portable, plain) and `forced` override it.
@@ -27,7 +27,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from cnn.config import nearest
-from cnn.ops import conv_forms, onednn
+from cnn.ops import conv_forms, conv_weight_forms, onednn
 from cnn.ops.conv_forms import Geometry
 
 FORMS = ('auto', 'portable', 'plain')
@@ -239,7 +239,7 @@ def _has_library(context: mlir.LoweringRuleContext) -> bool:
 
 _forward_p = _primitive('conv', _plain_forward, _forward)
 _input_p = _primitive('conv_input', conv_forms.plain_input, conv_forms.input)
-_weight_p = _primitive('conv_weight', conv_forms.plain_weight, conv_forms.weight)
+_weight_p = _primitive('conv_weight', conv_weight_forms.plain_weight, conv_weight_forms.weight)
 
 
 def _spatial(x: Any, pack: int | None) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""The forms that a convolution and its two gradients can take: one function for each, pure and of fixed shapes.
+"""The forms that a convolution and the gradient of its input can take, pure and of fixed shapes.
 
 A convolution is y[n, o] = sum over t of x[n, o stride - padding + t dilation] kernel[t]; each form computes y of x and
-kernel (`forward`), the gradient of x from that of y and kernel (`input`), or that of the kernel (`weight`). All are
-bilinear. Arrays are x [N, *S, C], kernel [*K, C / groups, O], y and g [N, *S', O].
+kernel (`forward`), or the gradient of x from that of y and kernel (`input`). The gradient of the kernel is in
+conv_weight_forms.py. All are bilinear. Arrays are x [N, *S, C], kernel [*K, C / groups, O], y and g [N, *S', O].
 """
 
 import functools
@@ -61,12 +61,6 @@ def plain_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple
     """The gradient of x as JAX derives it."""
     x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[-2] * geometry.groups), g.dtype)
     return jax.linear_transpose(lambda x: plain_forward(x, kernel, geometry), x)(g)[0]
-
-
-def plain_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of the kernel as JAX derives it."""
-    kernel = jax.ShapeDtypeStruct((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: plain_forward(x, kernel, geometry), kernel)(g)[0]
 
 
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, library: bool) -> jax.Array:
@@ -210,147 +204,10 @@ def interleaved(x: jax.Array, strides: tuple[int, ...], size: tuple[int, ...]) -
     return x[(slice(None), *(slice(length) for length in size))]
 
 
-def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...], *, library: bool) -> jax.Array:
-    """The gradient of the kernel [*kernel_size, C / groups, O] in the form that is fastest on a CPU."""
-    if 0 in (*x.shape, *g.shape):
-        return jnp.zeros((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
-    if x.ndim == 3:
-        return weight(x[:, None], g[:, None], geometry.before_first(), (1, *kernel_size), library=library)[0]
-    if x.ndim == 5:
-        return planes_weight(x, g, geometry, kernel_size, library=library)
-    depthwise = geometry.groups == x.shape[-1] == g.shape[-1]
-    if depthwise and geometry.groups > 1:
-        return (library_depthwise_weight if library else shifted_weight)(x, g, geometry, kernel_size)
-    if geometry.groups > 1:
-        return (library_weight if library else blocks_weight)(x, g, geometry, kernel_size)
-    if math.prod(kernel_size) == 1:
-        return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
-    narrow, spread = x.shape[-1] < 8, max(geometry.dilation) > 1
-    return (library_weight if library and not narrow and not spread else transposed_weight)(x, g, geometry, kernel_size)
-
-
-def transposed_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a dense kernel as XLA's convolution, images and channels exchanged by explicit transpositions.
-
-    As JAX derives it, by other dimension numbers, the same convolution is naive code inside loops on the CPU.
-    """
-    padding = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
-    exchanged = Geometry(geometry.dilation, padding, geometry.strides, 1, geometry.precision)
-    kernel = plain_forward(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), exchanged)
-    return kernel.transpose(1, 2, 0, 3)
-
-
-def dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a kernel of size 1: a matmul over all positions."""
-    x = tap(*padded(x, geometry), g.shape[1:-1], (0,) * len(kernel_size))
-    axes = tuple(range(x.ndim - 1))
-    kernel = jnp.tensordot(x, g, (axes, axes), precision=geometry.precision)
-    return kernel.reshape(*kernel_size, *kernel.shape)
-
-
-def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of the kernel by oneDNN, which has no call for it here: as a convolution of another kind.
-
-    Its channels are the images, its kernel is g, and its outputs are the taps. Input channels lie beside each other in
-    the last spatial axis, so that one convolution with that axis dilated by their number gives them all:
-    kernel'[t, c, o] = sum over n and s of x[n, s stride - padding + t dilation, c] g[n, s, o].
-    """
-    (rows, columns), groups = kernel_size, geometry.groups
-    rows_padding, (left, right) = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
-    images, height, width, channels = x.shape
-    inner = channels // groups
-    x = x.reshape(images, height * width, groups, inner).transpose(1, 3, 2, 0)
-    spread = geometry.dilation[1]  # no stride passes over single columns of channels: those between are computed too
-    inputs_first = groups == 1  # oneDNN's own transposition of g is the faster one there, XLA's elsewhere
-    kernel = onednn.convolution(
-        x.reshape(1, height, width * inner, groups * images),
-        g if inputs_first else g.transpose(1, 2, 0, 3),
-        (geometry.dilation[0], 1),
-        (rows_padding, (left * inner, right * inner)),
-        (geometry.strides[0], geometry.strides[1] * inner),
-        groups,
-        inputs_first=inputs_first,
-    )
-    return kernel.reshape(rows, (columns - 1) * spread + 1, inner, -1)[:, ::spread]
-
-
-def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a depthwise kernel [*K, 1, C] by oneDNN: g, with the images as one more axis, is the kernel.
-
-    Strides would dilate that kernel, for which oneDNN has no fast code; zeros between its positions are faster.
-    """
-    g, geometry = spread(g, geometry)
-    padding = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
-    kernel = onednn.convolution(
-        x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, 1, 1), geometry.groups
-    )
-    return kernel.reshape(*kernel_size, 1, -1)
-
-
-def library_dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The same by oneDNN."""
-    x = tap(*padded(x, geometry), g.shape[1:-1], (0,) * len(kernel_size))
-    kernel = onednn.transposed_matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
-    return kernel.reshape(*kernel_size, *kernel.shape)
-
-
-def shifted_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a depthwise kernel [*K, 1, C]: a loop over rows of g, which adds to one row for each tap.
-
-    XLA's reductions over all but the last axis jump from row to row in memory; sums of rows do not.
-    """
-    x, geometry = padded(x, geometry)
-    images, height, width, channels = g.shape
-    (down, right), (below, beside) = geometry.strides, geometry.dilation
-    reach = (1, 1, (width - 1) * right + 1, channels)
-
-    def add_row(sums: list[jax.Array], index: jax.Array) -> tuple[list[jax.Array], None]:
-        image, row = index // height, index % height
-        products = []
-        for i, j in positions(kernel_size):
-            seen = lax.dynamic_slice(x, (image, row * down + i * below, j * beside, 0), reach)[0, 0, ::right]
-            products.append(seen * g[image, row])
-        return [total + product for total, product in zip(sums, products, strict=True)], None
-
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    zeros = [jnp.zeros((width, channels), wide) for _ in positions(kernel_size)]
-    sums, _ = lax.scan(add_row, zeros, jnp.arange(images * height))
-    return jnp.stack(sums).sum(1).astype(x.dtype).reshape(*kernel_size, 1, channels)
-
-
-def blocks_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a grouped kernel: those of dense kernels of a few groups at a time, where groups meet."""
-    blocks = num_blocks(x.shape[-1], geometry.groups)
-    inside, dense = geometry.groups // blocks, geometry._replace(groups=1)
-    parts = zip(jnp.split(x, blocks, axis=-1), jnp.split(g, blocks, axis=-1), strict=True)
-    kernel = jnp.stack([weight(*part, dense, kernel_size, library=False) for part in parts], axis=-1)
-    kernel = kernel.reshape(*kernel_size, inside, x.shape[-1] // geometry.groups, inside, -1, blocks)
-    kernel = jnp.einsum('...gcgob->...cbgo', kernel)
-    return kernel.reshape(*kernel_size, kernel.shape[-4], -1)
-
-
 def num_blocks(channels: int, groups: int) -> int:
     """Into how many blocks of whole groups, of at most 32 channels where groups are smaller, channels are cut."""
     fitting = (blocks for blocks in range(1, groups) if groups % blocks == 0 and channels <= 32 * blocks)
     return next(fitting, groups)
-
-
-def planes_weight(
-    x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...], *, library: bool
-) -> jax.Array:
-    """The gradient of a kernel of rank 3: for each of its planes one of rank 2, over all planes of x and g."""
-    x, geometry = padded(x, geometry)
-    planes = [
-        weight(
-            merged(tap(x, geometry, g.shape[1:2], (index,))),
-            merged(g),
-            geometry.after_first(),
-            kernel_size[1:],
-            library=library,
-        )
-        for index in range(kernel_size[0])
-    ]
-    return jnp.stack(planes)
 
 
 def positions(kernel_size: tuple[int, ...]) -> list[tuple[int, ...]]:

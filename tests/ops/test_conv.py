@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cnn.config import InputError
 from cnn.ops import conv as ops
-from cnn.ops import conv_forms, onednn
+from cnn.ops import conv_forms, conv_weight_forms, onednn
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose, forced
 
 FORMS = ('auto', 'portable', 'plain')
@@ -114,14 +114,15 @@ def test_each_form_is_taken_where_the_table_says(
     monkeypatch, form, kernel_shape, stride, dilation, groups, library, portable
 ):
     taken = set()
-    for name, function in list(vars(conv_forms).items()):
-        if name.endswith(('_forward', '_weight')):
+    for module in (conv_forms, conv_weight_forms):
+        for name, function in list(vars(module).items()):
+            if name.endswith(('_forward', '_weight')):
 
-            def watch(*arguments, name=name, function=function, **options):
-                taken.add(name)
-                return function(*arguments, **options)
+                def watch(*arguments, name=name, function=function, **options):
+                    taken.add(name)
+                    return function(*arguments, **options)
 
-            monkeypatch.setattr(conv_forms, name, watch)
+                monkeypatch.setattr(module, name, watch)
     rank = len(kernel_shape) - 2
     x = jax.ShapeDtypeStruct((2, *(9,) * rank, kernel_shape[-2] * groups), 'float32')
     kernel = jax.ShapeDtypeStruct(kernel_shape, 'float32')
