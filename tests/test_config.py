@@ -85,6 +85,7 @@ WRONG = {
 RULES = [
     ({'model.dtype': 'float31'}, "unknown config.model.dtype 'float31'; did you mean 'float32'?"),
     ({'model.param_dtype': 'float16'}, "unknown config.model.param_dtype 'float16'; did you mean 'bfloat16'?"),
+    ({'model.conv': 'plane'}, "unknown config.model.conv 'plane'; did you mean 'plain'?"),
     ({'optimizer.name': 'adm'}, "unknown config.optimizer.name 'adm'; did you mean 'adam'?"),
     ({'schedule.name': 'zzz'}, "unknown config.schedule.name 'zzz'; there are: constant, cosine, one_cycle, step"),
     ({'data.batch_size': 0}, 'config.data.batch_size=0: must be at least 1'),
