@@ -70,7 +70,8 @@ def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, library: boo
         return jnp.zeros(tuple(max(length, 0) for length in shape), x.dtype)
     if x.ndim == 3:
         return forward(x[:, None], kernel[None], geometry.before_first(), library=library)[:, 0]
-    if library:
+    multiplied = kernel.shape[-2] == 1 and kernel.shape[-1] > x.shape[-1] > 1  # depthwise, several outputs a channel
+    if library and not multiplied:
         return library_forward(x, kernel, geometry)
     if geometry.groups > 1:
         return (shifted_forward if kernel.shape[-2] == 1 else blocks_forward)(x, kernel, geometry)
@@ -94,10 +95,11 @@ def dot_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arra
 def shifted_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """y of a depthwise kernel [*K, 1, O]: a sum over taps of shifted inputs, each times one number for each channel."""
     size = geometry.output_size(x.shape[1:-1], kernel.shape[:-2])
-    x, geometry = padded(x, geometry)
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    x, geometry = padded(x.astype(wide), geometry)
     x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
     products = (tap(x, geometry, size, position) * kernel[position][0] for position in positions(kernel.shape[:-2]))
-    return functools.reduce(jnp.add, products)
+    return functools.reduce(jnp.add, products).astype(dtype)
 
 
 def blocks_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

@@ -28,7 +28,8 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
     if depthwise and geometry.groups > 1:
         return (library_depthwise_weight if library else shifted_weight)(x, g, geometry, kernel_size)
     if geometry.groups > 1:
-        return (library_weight if library else blocks_weight)(x, g, geometry, kernel_size)
+        suited = x.shape[-1] > geometry.groups and geometry.dilation[-1] == 1
+        return (library_weight if library and suited else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
         return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
     narrow, dilated = x.shape[-1] < 8, max(geometry.dilation) > 1
@@ -68,7 +69,6 @@ def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
     images, height, width, channels = x.shape
     inner = channels // groups
     x = x.reshape(images, height * width, groups, inner).transpose(1, 3, 2, 0)
-    step = geometry.dilation[1]  # no stride passes over single columns of channels: those between are computed too
     inputs_first = groups == 1  # oneDNN's own transposition of g is the faster one there, XLA's elsewhere
     kernel = onednn.convolution(
         x.reshape(1, height, width * inner, groups * images),
@@ -79,7 +79,7 @@ def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
         groups,
         inputs_first=inputs_first,
     )
-    return kernel.reshape(rows, (columns - 1) * step + 1, inner, -1)[:, ::step]
+    return kernel.reshape(rows, columns, inner, -1)
 
 
 def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

@@ -103,6 +103,8 @@ TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where 
     ((3, 3, 1, 6), 1, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
     ((3, 3, 1, 6), 2, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
     ((3, 3, 2, 6), 1, 1, 3, 'library_forward library_weight', 'blocks_forward blocks_weight'),
+    ((3, 3, 1, 12), 1, 1, 6, 'shifted_forward blocks_weight', 'shifted_forward blocks_weight'),
+    ((3, 3, 2, 6), 1, 2, 3, 'library_forward blocks_weight', 'blocks_forward blocks_weight'),
     ((3, 3, 3, 4, 6), 1, 1, 1, 'library_forward planes_weight', 'planes_forward planes_weight'),
     ((5, 8, 6), 1, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
 ]
@@ -131,10 +133,11 @@ def test_each_form_is_taken_where_the_table_says(
         return conv(x, kernel, (stride,) * rank, dilation=(dilation,) * rank, groups=groups).sum()
 
     with forced(form):
-        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+        lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel).as_text()
     expected = library if form == 'auto' and onednn.available() else portable
     assert taken >= set(expected.split())
-    assert ('onednn' in lowered) == ('library' in expected)
+    assert 'onednn' not in lowered or form == 'auto'
+    assert 'onednn' in lowered or 'library' not in expected
 
 
 def test_plain_form_is_the_program_that_jax_makes():
