@@ -1,9 +1,9 @@
 """Digits on cluttered scenes, 64x64, segmented by a U-Net.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 python launch.py --config=experiments/digit_scenes.py
+    python launch.py --config=experiments/digit_scenes.py
 
-9 to 11 minutes on 2 CPU cores, as two devices, while other programs ran; as one device it takes a third
-longer. Mean IoU over the ten digits on test over seeds 0 to 2: .8204, standard deviation .0050.
+2,500 steps of .12 seconds on 2 CPU cores. Mean IoU over the ten digits on test: .8339 for seed 0. With XLA's own
+convolutions, before there were others, seeds 0 to 2 as two virtual devices gave .8204, standard deviation .0050.
 """
 
 from cnn.config import Experiment

@@ -2,7 +2,7 @@
 
     python launch.py --config=experiments/digits.py
 
-14 to 18 seconds on 2 CPU cores. Test accuracy over seeds 0 to 5: .9787, standard deviation .0067.
+16 seconds on 2 CPU cores. Test accuracy over seeds 0 to 5: .9764, standard deviation .0080.
 """
 
 from cnn.config import Experiment
