@@ -1,7 +1,8 @@
 """oneDNN's convolution and matmul, which jaxlib carries on x86, called by the names that XLA's own rewriter uses.
 
-kinds. The call is no public interface: the message below is that of the releases in `RELEASES`, where it was tried, and
-a message that oneDNN refuses ends the process. So nothing is given to it that it could refuse.
+XLA for the CPU compiles convolutions by other means, one to two orders of magnitude slower for several kinds. The call
+is no public interface: the messages below are those of `RELEASES`, where they were tried, and one that oneDNN refuses
+ends the process. So nothing is given to it that it could refuse.
 """
 
 import json
