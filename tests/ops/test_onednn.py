@@ -48,6 +48,18 @@ def test_it_convolves_under_any_padding(dtype, padding, strides, dilation, group
     np.testing.assert_allclose(np.asarray(y, 'float32'), expected, atol=bound * np.abs(expected).max())
 
 
+def test_no_window_is_left_in_the_padding_altogether(monkeypatch):
+    """What oneDNN then reads lies beyond its input, and often is right by luck: so what it is told is what counts."""
+    told = []
+    monkeypatch.setattr(
+        onednn, '_call', lambda name, message, *rest: told.append(message['onednn_conv_config']['window'])
+    )
+    x, kernel = jnp.ones((2, 6, 7, 4)), jnp.ones((3, 2, 4, 8))
+    onednn.convolution(x, kernel, (1, 1), ((9, 2), (-1, 3)), (2, 1), 1)
+    assert told[0]['pad_left'] == [4, 0]
+    assert told[0]['pad_right'] == [2, 1]
+
+
 @needs_library
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_it_convolves_with_the_inputs_first(dtype):
