@@ -132,19 +132,22 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
 
     Positions of x that are equal modulo the strides see the same taps of the kernel, so each such phase is a
     convolution of stride 1 of g with some of the taps, backwards. A stride of 1 has one phase, the whole kernel.
-    Where phases would cost more than the multiplications that they save, zeros between the positions of g replace them.
+    Groups of several channels gain more from one convolution with the channels of every phase, although it multiplies
+    zeros; for single channels zeros between the positions of g, without phases, are the faster ones.
     """
-    if geometry.groups > 1:
+    groups = geometry.groups
+    if groups > 1 and (kernel.shape[-2] == 1 or max(geometry.dilation) > 1):
         g, geometry = spread(g, geometry)
-    kernel = swapped(kernel, geometry.groups)  # [*K, O / groups, C]
+    kernel = swapped(kernel, groups)  # [*K, O / groups, C]
     counts = tuple(-(-length // stride) for length, stride in zip(size, geometry.strides, strict=True))
     lows = (low for low, _ in geometry.padding)
     numbers = zip(counts, g.shape[1:-1], kernel.shape[:-2], geometry.strides, lows, geometry.dilation, strict=True)
-    sub_kernels = [list(axes) for axes in itertools.product(*itertools.starmap(phases, numbers))]
+    axes_of_phases = list(itertools.starmap(phases, numbers))
+    sub_kernels = [list(axes) for axes in itertools.product(*axes_of_phases)]
 
     def convolved(kernel: jax.Array, axes: list[Phase]) -> jax.Array:
         padding, dilation = tuple(axis.padding for axis in axes), tuple(axis.dilation for axis in axes)
-        part = Geometry((1,) * len(size), padding, dilation, geometry.groups, geometry.precision)
+        part = Geometry((1,) * len(size), padding, dilation, groups, geometry.precision)
         return forward(g, kernel, part, library=library)
 
     parts = [kernel[np.ix_(*(axis.taps for axis in axes))] for axes in sub_kernels]
@@ -157,12 +160,14 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
             for first, length, count, stride in zip(phase, size, counts, geometry.strides, strict=True)
         ]
         return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-    if geometry.groups == 1 and all(map(alike, sub_kernels[0], *sub_kernels[1:])):
-        # As where the kernel is as large as the stride: one convolution with the channels of every phase.
-        x = convolved(jnp.concatenate(parts, axis=-1), sub_kernels[0])
+    if groups > 1 or all(map(alike, sub_kernels[0], *sub_kernels[1:])):
+        reach = [widest(axis) for axis in axes_of_phases]
+        parts = [widened(part, axes, reach) for part, axes in zip(parts, sub_kernels, strict=True)]
+        together = jnp.concatenate([part.reshape(*part.shape[:-1], groups, -1) for part in parts], axis=-1)
+        x = convolved(together.reshape(*together.shape[:-2], -1), reach)
     else:
         x = jnp.concatenate(list(map(convolved, parts, sub_kernels)), axis=-1)
-    return interleaved(x, geometry.strides, size)
+    return interleaved(x, geometry.strides, size, groups)
 
 
 class Phase(NamedTuple):
@@ -194,15 +199,31 @@ def alike(*axis: Phase) -> bool:
     return len({(len(phase.taps), phase.padding, phase.dilation) for phase in axis}) == 1
 
 
-def interleaved(x: jax.Array, strides: tuple[int, ...], size: tuple[int, ...]) -> jax.Array:
-    """[N, *counts, phases of all axes x C] -> [N, *size, C], where position u stride + phase comes from x[u, phase]."""
+def widest(axis: Sequence[Phase]) -> Phase:
+    """The reach of a kernel that holds the taps of every phase of an axis, in the places of its padding."""
+    low, high = (max(phase.padding[end] for phase in axis) for end in (0, 1))
+    return Phase((), (low, high), axis[0].dilation)
+
+
+def widened(kernel: jax.Array, axes: Sequence[Phase], reach: Sequence[Phase]) -> jax.Array:
+    """The kernel of a phase with zeros for the taps that it lacks in `reach`."""
+    zeros = [
+        [(most - own) // whole.dilation for most, own in zip(whole.padding, axis.padding, strict=True)]
+        for axis, whole in zip(axes, reach, strict=True)
+    ]
+    return jnp.pad(kernel, [*zeros, (0, 0), (0, 0)])
+
+
+def interleaved(x: jax.Array, strides: tuple[int, ...], size: tuple[int, ...], groups: int) -> jax.Array:
+    """[N, *counts, groups x phases of all axes x C / groups] -> [N, *size, C], where position u stride + phase comes
+    from x[u, phase]."""
     if math.prod(strides) == 1:
         return x
     rank, counts = len(size), x.shape[1:-1]
-    x = x.reshape(len(x), *counts, *strides, -1)
-    order = itertools.chain.from_iterable((1 + axis, 1 + rank + axis) for axis in range(rank))
-    x = x.transpose(0, *order, 2 * rank + 1)
-    x = x.reshape(len(x), *(count * stride for count, stride in zip(counts, strides, strict=True)), x.shape[-1])
+    x = x.reshape(len(x), *counts, groups, *strides, -1)
+    order = itertools.chain.from_iterable((1 + axis, 2 + rank + axis) for axis in range(rank))
+    x = x.transpose(0, *order, 1 + rank, 2 * rank + 2)
+    x = x.reshape(len(x), *(count * stride for count, stride in zip(counts, strides, strict=True)), -1)
     return x[(slice(None), *(slice(length) for length in size))]
 
 

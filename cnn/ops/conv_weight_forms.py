@@ -32,10 +32,9 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
         return (library_weight if library and suited else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
         return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
-    narrow, dilated = x.shape[-1] < 8, max(geometry.dilation) > 1
-    return (library_weight if library and not narrow and not dilated else transposed_weight)(
-        x, g, geometry, kernel_size
-    )
+    narrow = x.shape[-1] < 8 and max(geometry.strides) == 1
+    suited = not narrow and max(geometry.dilation) == 1
+    return (library_weight if library and suited else transposed_weight)(x, g, geometry, kernel_size)
 
 
 def transposed_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

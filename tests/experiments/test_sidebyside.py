@@ -101,6 +101,11 @@ def test_contenders_take_turns():
     assert timings['a'].milliseconds == (1000.0,) * 3
 
 
+def test_the_first_repetition_of_a_block_is_not_counted():
+    timings = sidebyside.alternate({'woken': lambda n: [9e9] + [1000.0] * (n - 1)}, rounds=3)
+    assert timings['woken'].milliseconds == (1000.0,) * 3
+
+
 def test_a_block_repeats_what_is_short():
     timings = sidebyside.alternate(
         {'short': lambda n: [sidebyside.BLOCK * 1000 / 20] * n, 'none': lambda n: [0] * n}, 2
