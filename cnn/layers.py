@@ -1,6 +1,7 @@
 """What several families are built from."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from flax import linen as nn
 from cnn.config import nearest
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose
 from cnn.ops.norm import batch_norm
+from cnn.ops.pool import avg_pool, max_pool
 
 Dtype = Any
 
@@ -22,8 +24,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': jax.nn.relu,
     'leaky_relu': jax.nn.leaky_relu,
     'elu': jax.nn.elu,
-    'gelu': jax.nn.gelu,
+    'gelu': functools.partial(jax.nn.gelu, approximate=False),
     'silu': jax.nn.silu,
+    'relu6': jax.nn.relu6,
+    'hard_sigmoid': jax.nn.hard_sigmoid,
+    'hard_swish': jax.nn.hard_swish,
     'tanh': jnp.tanh,
     'scaled_tanh': lambda x: 1.7159 * jnp.tanh(2 / 3 * x),  # through (-1, -1) and (1, 1): LeCun et al. 1998, appendix A
 }
@@ -69,22 +74,163 @@ class BatchNorm(nn.Module):
         return y
 
 
-def norm_layer(kind: str, *, train: bool, dtype: Dtype, param_dtype: Dtype) -> Callable[..., Callable]:
-    """What a network hands to its blocks to build normalisations from, called with `name`.
+def norm_layer(
+    kind: str, *, train: bool, dtype: Dtype, param_dtype: Dtype, momentum: float = 0.9, epsilon: float = 1e-5
+) -> Callable[..., Callable]:
+    """What a network hands to its blocks to build normalisations from, called with `name`, and `scale_init` if need be.
 
-    `kind`: 'batch' (momentum .9, epsilon 1e-5), 'group' (Wu & He 2018, with 8 channels a group so that narrow networks
-    have it too) or 'none'. Raises InputError for another kind.
+    `kind`: 'batch'; 'group' (Wu & He 2018, with 8 channels a group so that narrow networks have it too, or the greatest
+    common divisor of 8 and the channels); 'layer' (over the channels of each position, as ConvNeXt has it); 'none'.
+    Raises InputError for another kind.
     """
+    types = {'dtype': dtype, 'param_dtype': param_dtype}
+
+    def group(name: str | None = None, **options: Any) -> Callable[[jax.Array], jax.Array]:
+        def normalize(x: jax.Array) -> jax.Array:
+            size = math.gcd(x.shape[-1], 8)
+            return nn.GroupNorm(None, size, epsilon=epsilon, name=name, **types, **options)(x)
+
+        return normalize
+
     kinds: dict[str, Callable[..., Callable]] = {
-        'batch': functools.partial(BatchNorm, use_running_average=not train, dtype=dtype, param_dtype=param_dtype),
-        'group': functools.partial(
-            nn.GroupNorm, num_groups=None, group_size=8, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype
+        'batch': functools.partial(
+            BatchNorm, use_running_average=not train, momentum=momentum, epsilon=epsilon, **types
         ),
-        'none': lambda name=None: lambda x: x,
+        'group': group,
+        'layer': functools.partial(nn.LayerNorm, epsilon=epsilon, **types),
+        'none': lambda name=None, scale_init=None: lambda x: x,
     }
     if kind not in kinds:
         raise nearest('norm', kind, kinds)
     return kinds[kind]
+
+
+PADDINGS = ('symmetric', 'SAME')
+# As PyTorch's kaiming_normal_(mode='fan_out') (He et al. 2015, section 2.2).
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def conv_layer(
+    padding: str, *, dtype: Dtype, param_dtype: Dtype, kernel_init: Callable[..., jax.Array] = he_normal_fan_out
+) -> Callable[..., nn.Module]:
+    """What a network hands to its blocks to build square 2-D convolutions from.
+
+    It is called with features, kernel_size, stride, and by keyword groups, dilation, use_bias (default: none), name and
+    `pad`, the zeros on each side where `padding` does not say: 'symmetric', as PyTorch pads, or 'SAME', as TensorFlow.
+    They differ in their values at strides of 2. Raises InputError for another padding.
+    """
+    if padding not in PADDINGS:
+        raise nearest('padding', padding, PADDINGS)
+
+    def build(
+        features: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+        use_bias: bool = False,
+        pad: int | None = None,
+        **options: Any,
+    ) -> nn.Module:
+        pads = (kernel_size - 1) * dilation // 2 if padding == 'symmetric' else 'SAME'
+        return Conv(
+            features,
+            (kernel_size, kernel_size),
+            strides=(stride, stride),
+            padding=pads if pad is None else pad,
+            kernel_dilation=(dilation, dilation),
+            feature_group_count=groups,
+            use_bias=use_bias,
+            **{'dtype': dtype, 'param_dtype': param_dtype, 'kernel_init': kernel_init, **options},
+        )
+
+    return build
+
+
+class ConvNorm(nn.Module):
+    """A convolution, its normalisation and an activation: [N, H, W, C] -> [N, H / stride, W / stride, features]."""
+
+    features: int
+    kernel_size: int
+    conv: Callable[..., nn.Module]  # of conv_layer
+    norm: Callable[..., Callable]  # of norm_layer
+    activation: Callable[[jax.Array], jax.Array] = lambda x: x
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = self.conv(
+            self.features, self.kernel_size, self.stride, groups=self.groups, dilation=self.dilation, name='conv'
+        )
+        return self.activation(self.norm(name='norm')(conv(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times a gate that all channels' means decide (Hu et al. 2018, figure 2): [N, *S, C].
+
+    `width` is that of the hidden layer.
+    """
+
+    width: int
+    conv: Callable[..., nn.Module]  # of conv_layer
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu
+    gate: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        means = x.mean(range(1, x.ndim - 1), keepdims=True)  # [N, 1, 1, C]
+        hidden = self.activation(self.conv(self.width, 1, use_bias=True, name='reduce')(means))
+        return x * self.gate(self.conv(x.shape[-1], 1, use_bias=True, name='expand')(hidden))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training a residual branch is left out of this share of the examples.
+
+    Kept branches are divided by the share that is kept.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return nn.Dropout(self.rate, broadcast_dims=range(1, x.ndim))(x, deterministic=not train)
+
+
+POOLS = ('max', 'average', 'conv', 'blur')
+
+
+class Pool(nn.Module):
+    """Makes a map smaller: [N, H, W, C] -> [N, H / stride, W / stride, C].
+
+    `kind`: 'max'; 'average', of what is inside the map; 'conv', a convolution with that stride; 'blur', a max pool of
+    stride 1 and a binomial filter with the stride (Zhang 2019, figure 4). Raises InputError for another kind.
+    """
+
+    kind: str
+    window: int
+    stride: int
+    conv: Callable[..., nn.Module]  # of conv_layer
+    pad: int | None = None  # on each side; None: what makes the size a stride-th, as TensorFlow's SAME
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind not in POOLS:
+            raise nearest('pool', self.kind, POOLS)
+        window, strides = (self.window, self.window), (self.stride, self.stride)
+        pads = 'SAME' if self.pad is None else ((self.pad, self.pad),) * 2
+        if self.kind == 'max':
+            return max_pool(x, window, strides, pads)
+        if self.kind == 'average':
+            return avg_pool(x, window, strides, pads, count_include_pad=False)
+        if self.kind == 'conv':
+            return self.conv(x.shape[-1], self.window, self.stride, pad=self.pad, name='conv')(x)
+        binomial = np.array([1, 2, 1]) / 4
+        kernel = jnp.asarray(np.outer(binomial, binomial)[..., None, None], x.dtype)
+        kernel = jnp.broadcast_to(kernel, (3, 3, 1, x.shape[-1]))
+        return conv(max_pool(x, window, (1, 1), pads), kernel, strides, [(1, 1), (1, 1)], groups=x.shape[-1])
 
 
 def adaptive_average_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:

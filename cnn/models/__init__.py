@@ -29,6 +29,8 @@ class Variant(NamedTuple):
     num_outputs: int
     source: str
     input_dtype: str = 'float32'
+    multiply_adds: int | None = None  # of convolutions and dense layers, padded taps included; None: not published
+    accuracy: tuple[float, ...] = ()  # top-1 of published ImageNet weights, per cent: the first ones, better ones
 
 
 def build(

@@ -162,8 +162,31 @@ def _plain_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, size: No
     return conv_forms.plain_forward(x, kernel, geometry)
 
 
-def _primitive(name: str, plain: Callable[..., Any], fast: Callable[..., Any]) -> Primitive:
-    """A primitive whose value is plain(a, b, geometry, size) or, on CPUs, fast(a, b, geometry, size, library=...)."""
+Shape = tuple[int, ...]
+
+
+def _forward_shape(x: Shape, kernel: Shape, geometry: Geometry, size: None) -> Shape:
+    if len(x) != len(kernel) or x[-1] != kernel[-2] * geometry.groups or kernel[-1] % geometry.groups:
+        raise TypeError(f'a kernel {kernel} in {geometry.groups} groups does not fit an input {x}')
+    sizes = geometry.output_size(x[1:-1], kernel[:-2])
+    return (x[0], *(max(length, 0) for length in sizes), kernel[-1])
+
+
+def _input_shape(g: Shape, kernel: Shape, geometry: Geometry, size: Shape) -> Shape:
+    return (g[0], *size, kernel[-2] * geometry.groups)
+
+
+def _weight_shape(x: Shape, g: Shape, geometry: Geometry, size: Shape) -> Shape:
+    return (*size, x[-1] // geometry.groups, g[-1])
+
+
+def _primitive(
+    name: str, shape: Callable[..., Shape], plain: Callable[..., Any], fast: Callable[..., Any]
+) -> Primitive:
+    """A primitive whose value is plain(a, b, geometry, size) or, on CPUs, fast(a, b, geometry, size, library=...).
+
+    `shape` is that of the result for those of a and b.
+    """
     primitive = Primitive(name)
 
     def plainly(a: Any, b: Any, *, geometry: Geometry, size: Any, pack: int | None, form: str) -> jax.Array:
@@ -188,9 +211,9 @@ def _primitive(name: str, plain: Callable[..., Any], fast: Callable[..., Any]) -
         fast_form = functools.partial(fastly, library=library)
         return mlir.lower_fun(fast_form, multiple_results=False)(context, a, b, **params)
 
-    def abstract(a: Any, b: Any, **params: Any) -> jax.core.ShapedArray:
-        result = jax.eval_shape(functools.partial(plainly, **params), a, b)
-        return jax.core.ShapedArray(result.shape, result.dtype)
+    def abstract(a: Any, b: Any, *, geometry: Geometry, size: Any, pack: int | None, form: str) -> jax.core.ShapedArray:
+        packs, shapes = a.shape[: pack is not None], [x.shape[pack is not None :] for x in (a, b)]
+        return jax.core.ShapedArray((*packs, *shape(*shapes, geometry, size)), a.dtype)
 
     def batch(operands: Any, axes: Any, *, pack: int | None, **params: Any) -> Any:
         a, b = operands
@@ -237,9 +260,9 @@ def _has_library(context: mlir.LoweringRuleContext) -> bool:
     return typed and num_devices == 1 and not exported and onednn.available()
 
 
-_forward_p = _primitive('conv', _plain_forward, _forward)
-_input_p = _primitive('conv_input', conv_forms.plain_input, conv_forms.input)
-_weight_p = _primitive('conv_weight', conv_weight_forms.plain_weight, conv_weight_forms.weight)
+_forward_p = _primitive('conv', _forward_shape, _plain_forward, _forward)
+_input_p = _primitive('conv_input', _input_shape, conv_forms.plain_input, conv_forms.input)
+_weight_p = _primitive('conv_weight', _weight_shape, conv_weight_forms.plain_weight, conv_weight_forms.weight)
 
 
 def _spatial(x: Any, pack: int | None) -> tuple[int, ...]:
