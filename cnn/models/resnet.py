@@ -184,8 +184,18 @@ class ResNet(nn.Module):
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 raise nearest(f'{option} of resnet', getattr(self, option), choices)
-        if self.block == 'basic' and self.groups > 1:
-            raise InputError(f'resnet: groups={self.groups} needs block=bottleneck; a basic block has none')
+        defaults = {'groups': 1, 'group_width': 64, 'stride_on': '3x3'}
+        for option, default in defaults.items():
+            if self.block == 'basic' and getattr(self, option) != default:
+                raise InputError(f'resnet: {option}={getattr(self, option)} needs block=bottleneck')
+        if self.stem == '3x3' and self.pool != 'max':
+            raise InputError(f'resnet: a stem 3x3 has no pool, so pool={self.pool} needs another stem')
+        if not self.residual and (self.drop_path or self.shortcut != 'projection'):
+            raise InputError('resnet: drop_path and shortcut need residual=True')
+        if self.preactivation and self.zero_init:
+            raise InputError('resnet: zero_init needs preactivation=False, where a block ends in a normalisation')
+        if self.norm == 'none' and self.zero_init:
+            raise InputError('resnet: zero_init needs a norm, whose last scale it is')
 
 
 IMAGENET = (224, 224, 3)
