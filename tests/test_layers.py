@@ -5,7 +5,20 @@ import pytest
 from flax import linen as nn
 
 from cnn.config import InputError
-from cnn.layers import BatchNorm, CausalConv, Conv, ConvTranspose, activation, adaptive_average_pool, norm_layer
+from cnn.layers import (
+    BatchNorm,
+    CausalConv,
+    Conv,
+    ConvNorm,
+    ConvTranspose,
+    DropPath,
+    Pool,
+    SqueezeExcite,
+    activation,
+    adaptive_average_pool,
+    conv_layer,
+    norm_layer,
+)
 
 
 def reference_pool(x, output_size):
@@ -62,11 +75,11 @@ def test_batch_norm_has_momentum_and_epsilon_of_pytorch():
     np.testing.assert_allclose(state['batch_stats']['var'], 0.9 + 0.1 * 1.0, rtol=1e-6)
 
 
-def test_group_norm_normalises_eight_channels_together():
-    x = np.random.default_rng(0).standard_normal((2, 5, 16), 'float32')
-    layer = norm_layer('group', train=True, dtype=jnp.float32, param_dtype=jnp.float32)(name='norm')
-    y, _ = layer.init_with_output(jax.random.key(0), x)
-    groups = x.reshape(2, 5, 2, 8)
+@pytest.mark.parametrize(('channels', 'together'), [(16, 8), (58, 2)])
+def test_group_norm_normalises_up_to_eight_channels_together(channels, together):
+    x = np.random.default_rng(0).standard_normal((2, 5, channels), 'float32')
+    y, _ = applied(nn.Sequential([norm_layer('group', train=True, **TYPES)()]), x)
+    groups = x.reshape(2, 5, -1, together)
     expected = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
     np.testing.assert_allclose(y, expected.reshape(x.shape), atol=1e-5)
 
@@ -156,3 +169,77 @@ def test_batch_normalisation_has_the_variables_and_results_of_flax(dtype, param_
         jax.tree.map(same, (y, changed), (expected, expected_changed))
         variables = {**variables, **changed}
         same(ours(False).apply(variables, x), flax(False).apply(variables, x))
+
+
+TYPES = {'dtype': jnp.float32, 'param_dtype': jnp.float32}
+
+
+def applied(module, x, rngs=None, **arguments):
+    variables = module.init(jax.random.key(0), x, **({'train': False} if 'train' in arguments else {}))
+    return module.apply(variables, x, rngs=rngs, **arguments), variables
+
+
+@pytest.mark.parametrize(('size', 'kernel'), [(8, 3), (7, 3), (8, 7), (9, 5)])
+def test_symmetric_padding_is_pytorchs_and_same_is_tensorflows(size, kernel):
+    """At stride 2 the first window begins k // 2 before the input, or half of what is needed, rounded down."""
+    x = jnp.arange(1.0, size + 1).reshape(1, 1, size, 1) * jnp.ones((1, 32, 1, 1))
+    ones = nn.initializers.ones
+    total = np.pad(np.arange(1.0, size + 1), kernel)
+    needed = max((-(-size // 2) - 1) * 2 + kernel - size, 0)
+    for padding, before in (('symmetric', kernel // 2), ('SAME', needed // 2)):
+        y, _ = applied(conv_layer(padding, kernel_init=ones, **TYPES)(1, kernel, 2), x)
+        middle = np.asarray(y[0, 8, :, 0]) / kernel
+        sums = [total[kernel - before + 2 * i :][:kernel].sum() for i in range(len(middle))]
+        np.testing.assert_allclose(middle, sums, rtol=1e-6)
+
+
+def test_conv_layer_refuses_another_padding():
+    with pytest.raises(InputError, match="did you mean 'SAME'"):
+        conv_layer('SAMES', **TYPES)
+
+
+def test_conv_norm_is_convolution_normalisation_activation():
+    x = np.random.default_rng(0).standard_normal((2, 6, 6, 4), 'float32')
+    conv, norm = conv_layer('symmetric', **TYPES), norm_layer('batch', train=False, **TYPES)
+    y, variables = applied(ConvNorm(4, 3, conv, norm, jax.nn.relu, stride=2, groups=2), x)
+    kernel = variables['params']['conv']['kernel']
+    reference = jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=2
+    )
+    np.testing.assert_allclose(y, np.maximum(reference / np.sqrt(1 + 1e-5), 0), atol=1e-6)
+
+
+def test_squeeze_excite_multiplies_channels_by_their_gates():
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, 8), 'float32')
+    y, variables = applied(SqueezeExcite(2, conv_layer('symmetric', **TYPES)), jnp.asarray(x))
+    weights = [variables['params'][name]['kernel'][0, 0] for name in ('reduce', 'expand')]
+    gate = 1 / (1 + np.exp(-np.maximum(x.mean((1, 2)) @ weights[0], 0) @ weights[1]))
+    np.testing.assert_allclose(y, x * gate[:, None, None], rtol=1e-5)
+
+
+def test_drop_path_leaves_out_whole_examples_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3, 1))
+    y, _ = applied(DropPath(0.25), x, rngs={'dropout': jax.random.key(0)}, train=True)
+    assert (y == y[:, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    assert abs(float(y.mean()) - 1) < 4 * np.sqrt(1 / 3 / 4000)  # four deviations of the mean
+    np.testing.assert_array_equal(applied(DropPath(0.25), x, train=False)[0], x)
+
+
+def test_pools_keep_a_constant():
+    """Inside: at the border zeros of the padding enter the convolution and the blur."""
+    conv = conv_layer('symmetric', kernel_init=nn.initializers.constant(1 / 18), **TYPES)
+    x = jnp.ones((1, 8, 8, 2))
+    for kind in ('max', 'average', 'conv', 'blur'):
+        y, _ = applied(Pool(kind, 3, 2, conv, pad=1), x)
+        assert y.shape == (1, 4, 4, 2)
+        np.testing.assert_allclose(y[:, 1:, 1:], 1, rtol=1e-6)
+    np.testing.assert_allclose(applied(Pool('average', 3, 2, conv, pad=1), x)[0], 1, rtol=1e-6)
+
+
+def test_blur_pool_is_a_maximum_and_a_binomial_filter():
+    x = np.zeros((1, 8, 8, 1), 'float32')
+    x[0, 4, 4] = 16
+    y, _ = applied(Pool('blur', 2, 2, conv_layer('symmetric', **TYPES), pad=0), x)
+    # The maximum is at positions 3 and 4; windows of the filter are centred on 0, 2, 4 and 6.
+    np.testing.assert_allclose(y[0, :, :, 0], 16 * np.outer([0, 1, 3, 0], [0, 1, 3, 0]) / 16)
