@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnn.config import nearest
+from cnn.config import InputError, nearest
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose
 from cnn.ops.norm import batch_norm
 from cnn.ops.pool import avg_pool, max_pool
@@ -168,6 +168,12 @@ class ConvNorm(nn.Module):
         return self.activation(self.norm(name='norm')(conv(x)))
 
 
+def round_channels(channels: float) -> int:
+    """The nearest multiple of 8 that is at least 8 and not below nine tenths of `channels`."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
 class SqueezeExcite(nn.Module):
     """Each channel times a gate that all channels' means decide (Hu et al. 2018, figure 2): [N, *S, C].
 
@@ -184,6 +190,34 @@ class SqueezeExcite(nn.Module):
         means = x.mean(range(1, x.ndim - 1), keepdims=True)  # [N, 1, 1, C]
         hidden = self.activation(self.conv(self.width, 1, use_bias=True, name='reduce')(means))
         return x * self.gate(self.conv(x.shape[-1], 1, use_bias=True, name='expand')(hidden))
+
+
+class Attention(nn.Module):
+    """Each position's mean of all positions' values, weighted by how its query matches their keys: [N, T, C].
+
+    The result is [N, T, width]. Queries, keys and values come from one dense layer, in this order, each of them head by
+    head; the weights are computed in at least float32. `bias` [heads, T, T] is added to the scores of queries with
+    keys. Raises InputError for heads that do not divide the width. Vaswani et al. 2017, section 3.2.
+    """
+
+    width: int
+    heads: int
+    dense: Callable[..., nn.Module]  # called with features and `name`
+    dropout: float = 0.0  # of the weights
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None, *, train: bool) -> jax.Array:
+        if self.width % self.heads:
+            raise InputError(f'attention: {self.heads} heads do not divide a width of {self.width}; change either')
+        length = x.shape[1]
+        x = self.dense(3 * self.width, name='qkv')(x)
+        query, key, value = jnp.moveaxis(x.reshape(-1, length, 3, self.heads, self.width // self.heads), 2, 0)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        scores = jnp.einsum('nqhd,nkhd->nhqk', query, key, preferred_element_type=wide) / math.sqrt(query.shape[-1])
+        weights = jax.nn.softmax(scores if bias is None else scores + bias)
+        weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
+        x = jnp.einsum('nhqk,nkhd->nqhd', weights.astype(x.dtype), value)
+        return self.dense(self.width, name='out')(x.reshape(-1, length, self.width))
 
 
 class DropPath(nn.Module):

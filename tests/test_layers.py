@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from cnn.config import InputError
 from cnn.layers import (
+    Attention,
     BatchNorm,
     CausalConv,
     Conv,
@@ -243,3 +244,23 @@ def test_blur_pool_is_a_maximum_and_a_binomial_filter():
     y, _ = applied(Pool('blur', 2, 2, conv_layer('symmetric', **TYPES), pad=0), x)
     # The maximum is at positions 3 and 4; windows of the filter are centred on 0, 2, 4 and 6.
     np.testing.assert_allclose(y[0, :, :, 0], 16 * np.outer([0, 1, 3, 0], [0, 1, 3, 0]) / 16)
+
+
+def test_attention_is_a_mean_by_softmax_of_queries_with_keys():
+    generator = np.random.default_rng(0)
+    x, bias = generator.standard_normal((2, 3, 4)), generator.standard_normal((2, 3, 3))
+    attention = Attention(6, 2, nn.Dense)
+    variables = attention.init(jax.random.key(0), x, train=False)
+    qkv, out = (variables['params'][name]['kernel'] for name in ('qkv', 'out'))
+    expected = np.zeros((2, 3, 6))
+    for n in range(2):
+        for head in range(2):
+            query, key, value = (x[n] @ qkv[:, part + 3 * head :][:, :3] for part in (0, 6, 12))
+            weights = np.exp(query @ key.T / np.sqrt(3) + bias[head])
+            expected[n, :, 3 * head :][:, :3] = weights / weights.sum(1, keepdims=True) @ value
+    np.testing.assert_allclose(attention.apply(variables, x, bias, train=False), expected @ out, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_refuses_heads_that_do_not_divide_the_width():
+    with pytest.raises(InputError, match='attention: 4 heads do not divide a width of 6'):
+        Attention(6, 4, nn.Dense).init(jax.random.key(0), np.zeros((1, 2, 6)), train=False)

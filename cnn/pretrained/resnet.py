@@ -10,7 +10,9 @@ BLOCKS = (
     (r'^head/', 'fc/'),
 )
 NAMINGS = {
-    'torchvision': Naming(((r'^stem_conv/', 'conv1/'), (r'^stem_norm/', 'bn1/'), *BLOCKS)),  # timm's too
+    'torchvision': Naming(  # timm's too
+        ((r'^stem_conv/', 'conv1/'), (r'^stem_norm/', 'bn1/'), *BLOCKS), variants='(?!v2_).*'
+    ),
     'timm_deep': Naming(
         (  # a stem of three convolutions and averages before projections
             (r'^stem_conv1/', 'conv1/0/'),
@@ -22,7 +24,8 @@ NAMINGS = {
             (r'(_block\d+)/shortcut_conv/', r'\1/downsample/1/'),
             (r'(_block\d+)/shortcut_norm/', r'\1/downsample/2/'),
             *BLOCKS,
-        )
+        ),
+        variants='(?!v2_).*',
     ),
     'timm': Naming(  # with preactivation
         (

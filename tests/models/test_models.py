@@ -34,6 +34,92 @@ SMALL = [
         (2, 32, 32, 3),
     ),
     ('resnet/v2_50', {'depths': (1, 1), 'width': 8, 'norm': 'group', 'shortcut': 'average'}, (2, 32, 32, 3)),
+    (  # in an order in which no bias is read by pointwise convolutions with batch statistics alone, which remove it
+        'efficientnet/b0',
+        {
+            'stages': (('mbconv', 4, 3, 2, 8, 1), ('mbconv', 1, 5, 1, 8, 1), ('fused', 1, 3, 1, 8, 1)),
+            'stem_width': 8,
+            'last_width': 16,
+        },
+        (4, 16, 16, 3),
+    ),
+    (
+        'efficientnet/v2_s',
+        {
+            'stages': (('fused', 1, 3, 1, 8, 1), ('fused', 2, 3, 2, 16, 1), ('mbconv', 2, 3, 1, 16, 1)),
+            'stem_width': 8,
+            'last_width': 16,
+            'norm': 'group',
+        },
+        (2, 16, 16, 3),
+    ),
+    (  # likewise
+        'mobilenet/v2',
+        {'stages': ((3, 3, 2, 8, 1), (1, 3, 1, 8, 1)), 'stem_width': 8, 'last_width': 0},
+        (4, 16, 16, 3),
+    ),
+    (
+        'mobilenet/v3_small',
+        {
+            'stages': ((1, 3, 2, 8, 1), (3, 5, 1, 8, 2)),
+            'stem_width': 8,
+            'last_width': 16,
+            'hidden_width': 16,
+            'squeeze_stages': (2,),
+            'relu_stages': 1,
+            'norm': 'group',
+        },
+        (2, 16, 16, 3),
+    ),
+    ('alexnet', {'widths': (8,) * 5, 'grid': 2, 'hidden': (16, 16), 'norm': 'batch'}, (4, 72, 72, 3)),
+    ('alexnet/2012', {'widths': (8,) * 5, 'grid': 2, 'hidden': (16,)}, (2, 72, 72, 3)),
+    ('vgg/11', {'depths': (1, 2), 'widths': (8, 16), 'grid': 2, 'hidden': (16, 16)}, (2, 9, 9, 3)),
+    (
+        'vgg/11_bn',
+        {'depths': (1, 1), 'widths': (8, 8), 'use_bias': False, 'grid': 1, 'hidden': (), 'dropout': 0.0},
+        (4, 8, 8, 3),
+    ),
+    (
+        'squeezenet/1_0',
+        {
+            'widths': (16, 32),
+            'stem_width': 8,
+            'pool_after': (1, 2),
+            'squeeze_ratio': 0.25,
+            'activation': 'leaky_relu',  # a rectified output of so few maps may be zero for good
+        },
+        (2, 16, 19, 3),
+    ),
+    (
+        'squeezenet/1_1',
+        {'widths': (16, 16), 'stem_width': 8, 'pool_after': (1,), 'norm': 'batch', 'bypass': 'complex'},
+        (4, 16, 16, 3),
+    ),
+    ('densenet/121', {'depths': (2, 1), 'growth_rate': 8, 'stem_width': 8}, (4, 32, 32, 3)),
+    (
+        'densenet/cifar40_k12',
+        {'depths': (1, 1), 'growth_rate': 8, 'norm': 'group', 'memory_efficient': True},
+        (2, 8, 8, 3),
+    ),
+    # Batch normalisation would take away the bias of the depthwise convolution's, with no activation between them.
+    ('shufflenet/v1_g2', {'depths': (2,), 'widths': (32,), 'stem_width': 8, 'norm': 'layer'}, (2, 16, 16, 3)),
+    (
+        'shufflenet/v2_x0_5',
+        {'depths': (2,), 'widths': (16,), 'stem_width': 8, 'last_width': 16, 'norm': 'layer', 'squeeze_excite': 0.25},
+        (2, 16, 16, 3),
+    ),
+    ('convnext/tiny', {'depths': (1, 1), 'widths': (8, 16), 'drop_path': 0.0}, (2, 16, 16, 3)),
+    ('vit/b_16', {'patch_size': 4, 'width': 16, 'depth': 2, 'heads': 2, 'mlp_width': 32}, (2, 8, 8, 3)),
+    (
+        'coatnet/0',
+        {'stages': 'TT', 'depths': (1, 1), 'widths': (8, 16), 'stem_width': 8, 'head_width': 8},
+        (2, 16, 16, 3),
+    ),
+    (  # batch normalisation would take away the bias of the one before it, with a convolution alone between them
+        'coatnet/0',
+        {'stages': 'CT', 'depths': (1, 1), 'widths': (8, 16), 'stem_width': 8, 'head_width': 8, 'norm': 'layer'},
+        (2, 16, 16, 3),
+    ),
     ('wavenet', {'dilations': (1, 2), 'stacks': 2, 'channels': 4, 'skip_channels': 8, 'levels': 5}, (2, 12)),
 ]
 # What takes several traces of a network is checked of all forms of a family where it has few, else of the smallest one.

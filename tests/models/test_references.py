@@ -38,7 +38,7 @@ def network(name):
     model = models.build(name.partition(' ')[0], num_outputs=entry['num_outputs'], **entry['options'])
     x = jax.ShapeDtypeStruct(entry['shape'], 'float32')
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-    return model, variables, pretrained.namings(name)[entry['naming']]
+    return model, variables, pretrained.namings(name.partition(' ')[0])[entry['naming']]
 
 
 @pytest.mark.parametrize('name', ENTRIES)

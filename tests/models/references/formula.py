@@ -1,6 +1,7 @@
 """Weights, inputs and cotangents as a function of their name and shape, so that no fixture needs to hold them."""
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -21,7 +22,9 @@ def weight(key: str, shape: tuple[int, ...], outputs: int = 0) -> np.ndarray:
     grow nor vanish by much through the layers, with shortcuts or without.
     """
     values = uniform(key, shape)
-    leaf = key.rpartition('.')[2]
+    leaf = re.split('[./]', key)[-1]
+    if leaf in ('depthwise_kernel', 'depthwise_weights'):  # [H, W, C, 1]
+        outputs = 2
     if leaf == 'running_var' or (leaf == 'weight' and len(shape) == 1) or leaf in ('gamma', 'moving_variance'):
         return 1 + values / 2
     if len([side for side in shape if side > 1]) > 1:
