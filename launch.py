@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import errno
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -30,8 +31,9 @@ python launch.py [VERB] [--config=FILE[:ARG]] [--config.FIELD=VALUE ...] [--work
 
 verbs
   train      train, evaluate, keep the best (on validation) and the last; the same command resumes (default)
-  evaluate   a run folder on a split: --workdir=RUN --split=test
+  evaluate   a run folder on a split: --workdir=RUN --split=test; or others' weights: --config.init_from=FILE
   data       prepare a data set and look at it: --config.data.name=NAME; --list shows what there is
+  describe   the network by layer: parameters, multiply-adds, receptive field, memory; --list shows all there are
   benchmark  the train step on made-up batches: compile time, speed, share of the roofline, memory
 
 flags
@@ -42,14 +44,28 @@ flags
   --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT; benchmark: none)
   --print_config              show the resolved configuration and stop
   --profile=START:STOP        train: trace these steps with the profiler, into the run folder
+  --allow_partial=REGEX[,REGEX]
+                              train, evaluate: names that the file of --config.init_from may lack
+                              or have beyond the network (short for --config.allow_partial)
   --split=NAME                evaluate: the split (default config.data.test_split)
-  --list                      data: the data sets that there are
+  --save_weights=FILE         evaluate: also write the weights, as .safetensors with torchvision's names
+  --list                      data: the data sets that there are; describe: the networks, with published figures
+  --input=SIZE,SIZE,CHANNELS  describe: for examples of this shape, such as 224,224,3, in place of the data's
+  --json                      describe: figures as JSON
   --steps=N                   benchmark: how many steps to time (default 5 to 200, what 5 seconds hold)
 
 exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
 """
-VERBS = ('train', 'evaluate', 'data', 'benchmark')
-FLAGS_OF_ONE_VERB = {'profile': 'train', 'split': 'evaluate', 'list': 'data', 'steps': 'benchmark'}
+VERBS = ('train', 'evaluate', 'data', 'describe', 'benchmark')
+VERBS_OF_FLAGS = {
+    'profile': ('train',),
+    'split': ('evaluate',),
+    'save_weights': ('evaluate',),
+    'list': ('data', 'describe'),
+    'input': ('describe',),
+    'json': ('describe',),
+    'steps': ('benchmark',),
+}
 # YNNPACK's convolutions, which these releases have in place of Eigen's, are slower, with weight gradients half as fast.
 CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION',)
 RELEASES_WITH_CPU_FLAGS = ('0.10.2', '0.11.0', '0.11.1', '0.11.2')
@@ -69,14 +85,18 @@ class Command:
     print_config: bool
     profile: range | None
     split: str | None
+    save_weights: pathlib.Path | None
     list_names: bool
+    input: tuple[int, ...] | None
+    json: bool
     steps: int | None
     argv: list[str]
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     """Reads a command line. Raises InputError for anything that is not understood; imports no JAX."""
-    arguments = _joined(argv[1:])
+    # It decides the bits of a run, so it is a field of the configuration.
+    arguments = _joined([re.sub(r'^--?(?=allow_partial(=|$))', '--config.', argument) for argument in argv[1:]])
     verb = arguments.pop(0) if arguments and not arguments[0].startswith('-') else 'train'
     if verb not in VERBS:
         raise nearest('verb', verb, VERBS)
@@ -90,7 +110,10 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     flags.DEFINE_boolean('print_config', False, 'show the resolved configuration and stop', flag_values)
     flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace', flag_values)
     flags.DEFINE_string('split', None, 'the split to evaluate', flag_values)
-    flags.DEFINE_boolean('list', False, 'list the data sets', flag_values)
+    flags.DEFINE_string('save_weights', None, 'the file to write the weights to', flag_values)
+    flags.DEFINE_boolean('list', False, 'list the data sets, or the networks', flag_values)
+    flags.DEFINE_string('input', None, 'the shape of an example', flag_values)
+    flags.DEFINE_boolean('json', False, 'print figures as JSON', flag_values)
     flags.DEFINE_integer('steps', None, 'the number of steps to time', lower_bound=1, flag_values=flag_values)
     try:
         config_flags.DEFINE_config_dataclass('config', experiment, 'an experiment file', flag_values, arguments)
@@ -101,9 +124,9 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         raise _parse_error(error) from None
     if rest:
         raise InputError(f'unexpected argument {rest[0]!r}; flags are written --NAME=VALUE')
-    for name, owner in FLAGS_OF_ONE_VERB.items():
-        if flag_values[name].present and verb != owner:
-            raise InputError(f'--{name} belongs to another verb: python launch.py {owner} --{name}')
+    for name, owners in VERBS_OF_FLAGS.items():
+        if flag_values[name].present and verb not in owners:
+            raise InputError(f'--{name} belongs to another verb: python launch.py {owners[0]} --{name}')
     config = flag_values.config
     for part in ('model', 'task'):
         # Options belong to a name: another network or task does not take those that the file gives to its own.
@@ -125,7 +148,10 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         print_config=flag_values.print_config,
         profile=_profile(flag_values.profile),
         split=flag_values.split,
+        save_weights=_weights(flag_values.save_weights),
         list_names=flag_values.list,
+        input=_shape(flag_values.input),
+        json=flag_values.json,
         steps=flag_values.steps,
         argv=list(argv),
     )
@@ -240,6 +266,19 @@ def _profile(text: str | None) -> range | None:
     return range(int(match[1]), int(match[2])) if match else None
 
 
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is not None and not re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', text):
+        raise InputError(f'--input={text!r}: write the shape of an example, such as --input=224,224,3')
+    return tuple(map(int, text.split(','))) if text else None
+
+
+def _weights(text: str | None) -> pathlib.Path | None:
+    path = pathlib.Path(text) if text else None
+    if path and (path.suffix != '.safetensors' or not path.parent.is_dir()):
+        raise InputError(f'--save_weights={text!r}: write FILE.safetensors, in a folder that there is')
+    return path
+
+
 def use_huge_pages() -> None:
     """Starts this process anew, once, with huge pages for its arrays, where Linux leaves that to the program.
 
@@ -303,8 +342,11 @@ def train(command: Command) -> None:
     if command.print_config:
         return print_config(config)
     folder_path = command.workdir or default_workdir(command.experiment, config)
+    from cnn.training import evaluation, sharding
+
+    if config.init_from is not None and not (folder_path / 'run.json').exists():
+        evaluation.check_source(config.init_from)
     prepare_jax(config)
-    from cnn.training import sharding
     from cnn.training.loop import train_and_evaluate
     from cnn.training.records import RunFolder
 
@@ -319,7 +361,7 @@ def train(command: Command) -> None:
 
 
 def evaluate(command: Command) -> None:
-    """Prints the metrics of a run folder's best checkpoint on a split."""
+    """Prints the metrics of a run folder's best checkpoint, or of the weights of config.init_from, on a split."""
     if command.workdir and command.overridden:
         raise InputError('evaluate --workdir takes the configuration from the run folder; leave --config out')
     from cnn.training import evaluation, sharding
@@ -327,22 +369,34 @@ def evaluate(command: Command) -> None:
     if command.workdir:
         config, folder = evaluation.read_config(command.workdir), command.workdir
     else:
-        config = resolve(command.config)[1]
+        spec, config = resolve(command.config)
         folder = default_workdir(command.experiment, config)
     if command.print_config:
         return print_config(config)
+    weights = None if command.workdir else config.init_from
+    if weights is not None:
+        evaluation.check_source(weights)
     prepare_jax(config)
     config.optimizer.accumulate = 1  # nothing accumulates here, so any number of devices that shares a batch will do
     mesh = sharding.make_mesh(config)
-    config, program, numbers, state, step = evaluation.load_run(folder, mesh)
+    if weights is not None:
+        program, numbers, state, imported = evaluation.load_weights(config, spec, mesh)
+        origin = imported.note
+    else:
+        config, program, numbers, state, step = evaluation.load_run(folder, mesh)
+        origin = f'step {step} of {folder}'
     split = command.split or config.data.test_split or config.data.train_split
+    from cnn import pretrained
     from cnn.data import sources
 
     batches = evaluation.open_split(config, sources.spec(config.data.name), split, mesh)
     metrics, _ = evaluation.evaluate(program, numbers, state.eval_variables, batches, config.data.batch_size)
     for name, value in metrics.items():
         print(f'{name} {value:.6f}')
-    print(f'split {split}, {batches.num_examples} examples, step {step} of {folder}')
+    print(f'split {split}, {batches.num_examples} examples, {origin}')
+    if command.save_weights:
+        naming = pretrained.save(command.save_weights, state.eval_variables, config.model.name)
+        print(f'{command.save_weights}, names of {naming}')
 
 
 def data(command: Command) -> None:
@@ -356,6 +410,40 @@ def data(command: Command) -> None:
     settings = command.config.data  # network and task need not fit data that is only looked at
     folder = command.workdir or pathlib.Path('runs') / 'data' / settings.name.replace('/', '_')
     print(overview.describe(settings, folder))
+
+
+def describe(command: Command) -> None:
+    """Prints a network layer by layer and the memory that training it takes; or every network that there is."""
+    if command.workdir:
+        raise InputError('describe writes nothing; leave --workdir out')
+    from cnn import models
+    from cnn.data import augment
+    from cnn.inspection import describe as inspection
+
+    if command.list_names:
+        zoo = inspection.zoo()
+        return print(json.dumps(zoo, indent=1) if command.json else inspection.zoo_table(zoo))
+    if command.input:
+        config, spec = inspection.made_up(command.config, command.input)
+    else:
+        spec, config = resolve(command.config)
+        spec = augment.prepared_spec(spec, config.data)
+    if command.print_config:
+        return print_config(config)
+    prepare_jax(config)
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')  # nothing is computed, and another process may have the accelerator
+    num_outputs = models.variant(config.model.name).num_outputs if command.input else None
+    try:
+        figures = inspection.experiment(config, spec, num_outputs)
+    except Exception as error:
+        if isinstance(error, InputError) or not command.input:
+            raise
+        # A network that does not say what it can take breaks where it is given something else.
+        shape = ','.join(map(str, command.input))
+        raise InputError(f'--input={shape}: {config.model.name} can not take it: {error}'.splitlines()[0]) from error
+    print(json.dumps(figures, indent=1) if command.json else inspection.table(figures))
 
 
 def benchmark(command: Command) -> None:
@@ -407,7 +495,8 @@ def main(command: Command) -> int:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
     try:
-        {'train': train, 'evaluate': evaluate, 'data': data, 'benchmark': benchmark}[command.verb](command)
+        run = {'train': train, 'evaluate': evaluate, 'data': data, 'describe': describe, 'benchmark': benchmark}
+        run[command.verb](command)
     except (InputError, RunFailed, RunStopped) as error:
         return fail(error)
     except OSError as error:

@@ -186,7 +186,8 @@ class Experiment:
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    init_from: Optional[str] = None  # a run folder whose parameters the run starts from
+    init_from: Optional[str] = None  # whose weights the run starts from: a run folder, a file, hf:OWNER/NAME
+    allow_partial: Optional[str] = None  # regular expressions, with commas between, of names it may lack or have beyond
     seed: int = 0
     deterministic: bool = False  # on GPUs: slower kernels that repeat their bits
 
@@ -355,6 +356,11 @@ def _validate_combinations(config: Experiment) -> None:
         raise InputError(f'config.ema.decay={config.ema.decay}: must be in [0, 1)')
     if config.optimizer.clip_norm is not None and config.optimizer.clip_norm <= 0:
         raise InputError(f'config.optimizer.clip_norm={config.optimizer.clip_norm}: must be above 0; none turns it off')
+    for pattern in (config.allow_partial or '').split(','):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f'config.allow_partial={pattern!r}: is no regular expression ({error})') from None
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise InputError('config.optimizer.nesterov: needs config.optimizer.momentum above 0')
 

@@ -63,6 +63,7 @@ OTHERS = {
     'mesh.data': 4,
     'mesh.fsdp': 2,
     'init_from': 'runs/other',
+    'allow_partial': 'fc.*,aux.*',
     'seed': 1,
     'deterministic': True,
 }
@@ -117,6 +118,10 @@ RULES = [
     (
         {'optimizer.name': 'adam', 'optimizer.nesterov': True, 'optimizer.momentum': 0.0},
         'config.optimizer.nesterov: needs config.optimizer.momentum above 0',
+    ),
+    (
+        {'allow_partial': 'fc.*,b('},
+        "config.allow_partial='b(': is no regular expression (missing ), unterminated subpattern at position 1)",
     ),
     *(
         (

@@ -62,6 +62,7 @@ SHELL = {
     'mesh.data': ('4', 4),
     'mesh.fsdp': ('2', 2),
     'init_from': ('runs/other run', 'runs/other run'),
+    'allow_partial': ('fc[.](weight|bias),aux.*', 'fc[.](weight|bias),aux.*'),
     'seed': ('4294967295', 4294967295),
     'deterministic': ('1', True),
 }
@@ -353,6 +354,7 @@ def test_negative_numbers_are_values_in_both_forms():
         ('--flagfile=no_such_file', 'ERROR:: Unable to open flagfile'),
         ('--list', '--list belongs to another verb: python launch.py data --list'),
         ('--split=test', '--split belongs to another verb: python launch.py evaluate --split'),
+        ('--save_weights=x', '--save_weights belongs to another verb: python launch.py evaluate --save_weights'),
         ('--steps=3', '--steps belongs to another verb: python launch.py benchmark --steps'),
         ('benchmark --steps=1.5', "flag --steps=1.5: invalid literal for int() with base 10: '1.5'"),
         ('data --profile=1:2', '--profile belongs to another verb: python launch.py train --profile'),
@@ -367,6 +369,7 @@ def test_flags_beside_the_configuration():
     assert parse('--workdir', 'x').workdir == pathlib.Path('x')
     assert parse('--print_config').print_config is True
     assert parse('evaluate', '--split=train').split == 'train'
+    assert parse('evaluate', '--save_weights=x.safetensors').save_weights == pathlib.Path('x.safetensors')
     assert parse('data', '--list').list_names is True
     assert parse('benchmark', '--steps=3').steps == 3
     assert parse('benchmark').steps is None
@@ -522,7 +525,7 @@ def test_help_fits_one_screen_and_names_every_verb_and_flag():
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 110
     assert all(any(line.startswith(f'  {verb} ') for line in lines) for verb in launch.VERBS)
-    for flag in ('config', 'workdir', 'print_config', 'profile', 'split', 'list', 'steps'):
+    for flag in ('config', 'workdir', 'print_config', 'allow_partial', *launch.VERBS_OF_FLAGS):
         assert any(line.startswith(f'  --{flag}') for line in lines)
 
 

@@ -1,6 +1,7 @@
 """A program on a split: metrics and pictures; and the way back from a run folder to its network."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cnn import config as configuration
-from cnn import tasks
+from cnn import pretrained, tasks
 from cnn.config import Experiment, InputError, Numbers, Spec
 from cnn.data import sources
 from cnn.data.batches import Batches, eval_indices, num_eval_steps
+from cnn.pretrained import Imported, files
 from cnn.tasks import Pictures
 from cnn.training import program as programs
 from cnn.training import sharding
@@ -66,18 +68,56 @@ def load_run(folder: pathlib.Path, mesh: Mesh) -> tuple[Experiment, Program, Num
     return config, program, numbers, state, step
 
 
-def start_from(state: TrainState, folder: pathlib.Path, mesh: Mesh) -> TrainState:
-    """A fresh state with the evaluated parameters and batch statistics of a run. Raises InputError if shapes differ."""
-    loaded = load_run(folder, mesh)[3].eval_variables
-    ours = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(state.variables)}
-    theirs = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(loaded)}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise InputError(
-                f'config.init_from={folder}: {name} has shape {theirs.get(name, "none")} there and '
-                f'{ours.get(name, "none")} here; the models must be equal'
-            )
-    loaded = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), loaded, state.variables)
+def check_source(source: str) -> None:
+    """Raises InputError where config.init_from names neither a run folder nor a file of weights that can be had."""
+    folder = pathlib.Path(source)
+    if folder.is_dir():
+        read_config(folder)
+    else:
+        files.locate(source)
+
+
+def start_from(state: TrainState, config: Experiment, mesh: Mesh) -> tuple[TrainState, Imported]:
+    """A fresh state with the weights of config.init_from: those that a run evaluates, or a file's.
+
+    Where the number of classes differs the head stays as it is. Raises InputError where anything else does not fit.
+    """
+    source, options = str(config.init_from), config.model.options
+    if pathlib.Path(source).is_dir():
+        *_, run, step = load_run(pathlib.Path(source), mesh)
+        theirs = {pretrained.OURS.key(path): leaf for path, leaf in pretrained.flat(run.eval_variables).items()}
+        origin = f'step {step} of {source}'
+    else:
+        theirs = files.read(source)
+        origin = f'{source} (sha256 {files.fingerprint(files.locate(source))})'
+    try:
+        imported = pretrained.import_weights(
+            theirs,
+            state.variables,
+            config.model.name,
+            [pattern for pattern in (config.allow_partial or '').split(',') if pattern],
+            options.get('norm_epsilon', 1e-5),
+        )
+    except InputError as error:
+        raise InputError(f'config.init_from={source}: {error}') from None
+    # Copies, since a step takes its state's memory.
+    put = functools.partial(jax.device_put, may_alias=False)
+    loaded = jax.tree.map(lambda new, old: put(new, old.sharding), imported.variables, state.variables)
     params = loaded.pop('params')
     ema = None if state.ema is None else average(params, loaded)
-    return dataclasses.replace(state, params=params, model_state=loaded, ema=ema)
+    return dataclasses.replace(state, params=params, model_state=loaded, ema=ema), imported._replace(origin=origin)
+
+
+def load_weights(config: Experiment, spec: Spec, mesh: Mesh) -> tuple[Program, Numbers, TrainState, Imported]:
+    """The program of a resolved configuration, its numbers, and a state with the weights of config.init_from.
+
+    Raises InputError where they do not fit, or have a head of another number of classes.
+    """
+    program, numbers = programs.build(config, spec, 1, mesh)
+    state, imported = start_from(program.init(numbers), config, mesh)
+    if imported.classes:
+        raise InputError(
+            f'config.init_from={config.init_from}: its head has {imported.classes[0]} classes and '
+            f'data set {config.data.name} {imported.classes[1]}; train a new one and evaluate that run, --workdir=RUN'
+        )
+    return program, numbers, state, imported

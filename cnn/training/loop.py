@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import pathlib
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,8 +64,9 @@ def train_and_evaluate(
         state, notes = saved
     else:
         state, notes = program.init(numbers), {'best': -math.inf, 'seconds': 0.0}
-        if config.init_from:
-            state = start_from(state, pathlib.Path(config.init_from), mesh)
+        if config.init_from is not None:
+            state, imported = start_from(state, config, mesh)
+            folder.note('init_from', imported.note)
     step, best = int(state.step), notes['best']
     if step > total:
         raise InputError(

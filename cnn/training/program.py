@@ -59,6 +59,10 @@ def resolve(config: Experiment, spec: Spec) -> Experiment:
         for name in re.findall(r'(?:^|\+)\s*(\w+)', split or ''):
             if spec.num_examples and name not in (*spec.num_examples, 'all'):
                 raise configuration.nearest(f'split of data set {config.data.name}', name, spec.num_examples)
+    if config.allow_partial is not None and config.init_from is None:
+        raise InputError(
+            f'config.allow_partial={config.allow_partial!r}: needs config.init_from, whose names it is about'
+        )
     if config.eval.metric not in (None, *task.directions):
         raise configuration.nearest(f'metric of task {config.task.name}', str(config.eval.metric), task.directions)
     return resolved

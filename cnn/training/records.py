@@ -88,6 +88,13 @@ class RunFolder:
         record['history'].append(entry)
         write_json(self.path / 'run.json', record)
 
+    def note(self, name: str, text: str) -> None:
+        """Says what happened at this start of the run, and keeps it in run.json."""
+        print(f'{name}: {text}')
+        record = read_json(self.path / 'run.json')
+        record['history'][-1][name] = text
+        write_json(self.path / 'run.json', record)
+
     def _changes(self, record: Any, config: Experiment, data: Any, environment: Any) -> dict[str, Any]:
         """What differs from the record, as name: [then, now]."""
         changes = configuration.differences(configuration.from_dict(record['config']), config)
