@@ -26,11 +26,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import Mesh
 
 from cnn.config import Experiment, InputError, Spec
 from cnn.data import augment
+from cnn.inspection import cost
 from cnn.training import program as programs
 from cnn.training import sharding
 from cnn.training.program import Program
@@ -175,46 +175,13 @@ def made_up_batch(spec: Spec, fields: Iterable[str], batch_size: int, levels: in
     return batch
 
 
-def multiply_adds(jaxpr: Jaxpr) -> int:
-    """The multiply-adds of the convolutions and matmuls in a jaxpr: padded taps included, biases not.
-
-    A scan counts once for each turn, a conditional as its largest branch, a loop of unknown length as one turn. Of a
-    transposed convolution the zeros between its inputs are left out.
-    """
-    return sum(map(_multiply_adds, jaxpr.eqns))
-
-
-def _multiply_adds(eqn: JaxprEqn) -> int:
-    name, parameters = eqn.primitive.name, eqn.params
-    inputs: list[Any] = [variable.aval for variable in eqn.invars]
-    output: Any = eqn.outvars[0].aval if eqn.outvars else None
-    if name in ('conv', 'conv_input', 'conv_weight'):
-        from cnn.ops import conv
-
-        return conv.multiply_adds(eqn)
-    if name == 'dot_general':
-        (contracted, _), _ = parameters['dimension_numbers']
-        return output.size * math.prod(inputs[0].shape[axis] for axis in contracted)
-    if name == 'conv_general_dilated':
-        numbers = parameters['dimension_numbers']
-        x, kernel = inputs
-        features, channels = (kernel.shape[axis] for axis in numbers.rhs_spec[:2])  # channels of one group
-        taps = kernel.size // (features * channels)
-        if math.prod(parameters['lhs_dilation']) > 1:
-            return x.size * taps * features // parameters['feature_group_count']
-        return output.size * taps * channels
-    if name == 'cond':
-        return max(multiply_adds(branch.jaxpr) for branch in parameters['branches'])
-    return parameters.get('length', 1) * sum(map(multiply_adds, jaxprs_in_params(parameters)))
-
-
 def _forward_multiply_adds(program: Program, config: Experiment, batch: Any, numbers: Any) -> int:
     """Those of the loss of a raw batch, augmentation left out."""
     prepare = functools.partial(augment.prepare, data=config.data, augment=config.augment)
     prepared = jax.eval_shape(lambda batch: prepare(batch, None, numbers), batch)
     loss = functools.partial(program.task.loss, apply_function(program.model))
     key = jax.eval_shape(lambda: stream(0, TRAIN))
-    return multiply_adds(jax.make_jaxpr(loss)(program.state.variables, prepared, key).jaxpr)
+    return cost.multiply_adds(jax.make_jaxpr(loss)(program.state.variables, prepared, key).jaxpr)
 
 
 def _time_steps(step: Callable, state: Any, *rest: Any, steps: int | None) -> list[float]:

@@ -1,11 +1,10 @@
-"""The networks of networks.py in PyTorch, with the same names of modules, and their training step.
+"""The networks that are compared in PyTorch, and their training step: torchvision's, and those that it lacks.
 
-Only the process that runs PyTorch imports this.
+These have the names of modules that ours have. Only the process that runs PyTorch imports this.
 """
 
 import functools
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,157 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.benchmarks.sidebyside import Options, Run, Side, milliseconds
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: [N, C, H, W] -> [N, width, H / stride, W / stride]."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.projected = stride != 1 or channels != width
-        if self.projected:
-            self.projection = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.projection_norm = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output."""
-        y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
-        y = self.norm2(self.conv2(y))
-        if self.projected:
-            x = self.projection_norm(self.projection(x))
-        return functional.relu(x + y, inplace=True)
-
-
-class GroupedBlock(nn.Module):
-    """1x1, 3x3 in 32 groups, 1x1 to twice the width, and a shortcut."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=32, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 2 * width, 1, bias=False)
-        self.norm3 = nn.BatchNorm2d(2 * width)
-        self.projected = stride != 1 or channels != 2 * width
-        if self.projected:
-            self.projection = nn.Conv2d(channels, 2 * width, 1, stride, bias=False)
-            self.projection_norm = nn.BatchNorm2d(2 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output."""
-        y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
-        y = functional.relu(self.norm2(self.conv2(y)), inplace=True)
-        y = self.norm3(self.conv3(y))
-        if self.projected:
-            x = self.projection_norm(self.projection(x))
-        return functional.relu(x + y, inplace=True)
-
-
-class SeparableBlock(nn.Module):
-    """3x3 depthwise and 1x1, each normalised and rectified."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.pointwise = nn.Conv2d(channels, width, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output."""
-        x = functional.relu(self.norm1(self.depthwise(x)), inplace=True)
-        return functional.relu(self.norm2(self.pointwise(x)), inplace=True)
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation of the channels of [N, C, H, W], as torchvision does it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class ConvNeXtBlock(nn.Module):
-    """7x7 depthwise, layer norm, 1x1 to four times the width, GELU, 1x1, shortcut, as torchvision does it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.expand = nn.Linear(width, 4 * width)
-        self.reduce = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output."""
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.reduce(functional.gelu(self.expand(y))).permute(0, 3, 1, 2)
-
-
-class GlobalAveragePool(nn.Module):
-    """[N, C, H, W] -> [N, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output."""
-        return x.mean((2, 3))
-
-
-def resnet18(num_outputs: int) -> nn.Module:
-    """The ResNet-18 of CIFAR."""
-    layers = _stem(64, 1)
-    channels = 64
-    for stage, width in enumerate((64, 128, 256, 512), start=1):
-        for block in (1, 2):
-            layers[f'stage{stage}_block{block}'] = BasicBlock(channels, width, 2 if stage > 1 and block == 1 else 1)
-            channels = width
-    return _classifier(layers, channels, num_outputs)
-
-
-def resnext(num_outputs: int) -> nn.Module:
-    """The first three stages of ResNeXt-50, two blocks each."""
-    layers = _stem(64, 2)
-    channels = 64
-    for stage, width in enumerate((128, 256, 512), start=1):
-        for block in (1, 2):
-            layers[f'stage{stage}_block{block}'] = GroupedBlock(channels, width, 2 if stage > 1 and block == 1 else 1)
-            channels = 2 * width
-    return _classifier(layers, channels, num_outputs)
-
-
-def mobilenet(num_outputs: int) -> nn.Module:
-    """A shorter MobileNetV1."""
-    layers = _stem(32, 2)
-    channels = 32
-    blocks = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1))
-    for index, (width, stride) in enumerate(blocks, start=1):
-        layers[f'block{index}'] = SeparableBlock(channels, width, stride)
-        channels = width
-    return _classifier(layers, channels, num_outputs)
-
-
-def convnext(num_outputs: int) -> nn.Module:
-    """The first two stages of ConvNeXt-T without layer scale."""
-    layers = {'stem': nn.Conv2d(3, 96, 4, 4), 'stem_norm': LayerNorm2d(96, eps=1e-6)}
-    layers |= {f'stage1_block{block}': ConvNeXtBlock(96) for block in (1, 2, 3)}
-    layers |= {'down_norm': LayerNorm2d(96, eps=1e-6), 'down': nn.Conv2d(96, 192, 2, 2)}
-    layers |= {f'stage2_block{block}': ConvNeXtBlock(192) for block in (1, 2, 3)}
-    layers |= {'pool': GlobalAveragePool(), 'head_norm': nn.LayerNorm(192, eps=1e-6)}
-    layers['head'] = nn.Linear(192, num_outputs)
-    return nn.Sequential(OrderedDict(layers))
-
-
-def _stem(width: int, stride: int) -> dict[str, nn.Module]:
-    conv = nn.Conv2d(3, width, 3, stride, 1, bias=False)
-    return {'stem': conv, 'stem_norm': nn.BatchNorm2d(width), 'stem_relu': nn.ReLU(inplace=True)}
-
-
-def _classifier(layers: dict[str, nn.Module], channels: int, num_outputs: int) -> nn.Module:
-    layers |= {'pool': GlobalAveragePool(), 'head': nn.Linear(channels, num_outputs)}
-    return nn.Sequential(OrderedDict(layers))
 
 
 class SimpleCNN(nn.Module):
@@ -269,15 +117,40 @@ class WaveNet(nn.Module):
         return self.head(functional.relu(self.hidden(functional.relu(total))))
 
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    'simple_cnn': SimpleCNN,
-    'resnet18': resnet18,
-    'resnext': resnext,
-    'mobilenet': mobilenet,
-    'convnext': convnext,
-    'unet': UNet,
-    'wavenet': WaveNet,
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {'simple_cnn': SimpleCNN, 'unet': UNet, 'wavenet': WaveNet}
+TORCHVISION = {
+    'resnet/cifar18': 'resnet18',
+    'resnet/18': 'resnet18',
+    'resnet/resnext50_32x4d': 'resnext50_32x4d',
+    'mobilenet/v2': 'mobilenet_v2',
+    'shufflenet/v2_x1_0': 'shufflenet_v2_x1_0',
+    'efficientnet/b0': 'efficientnet_b0',
+    'convnext/tiny': 'convnext_tiny',
+    'vgg/11': 'vgg11',
 }
+
+
+def build(name: str, num_outputs: int) -> nn.Module:
+    """The network of that name, with random weights. Raises ImportError where torchvision is needed and missing."""
+    if name in NETWORKS:
+        return NETWORKS[name](num_outputs)
+    network = _torchvision().models.get_model(TORCHVISION[name], num_classes=num_outputs)
+    if name == 'resnet/cifar18':  # a 3x3 stem and no pool
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    return network
+
+
+@functools.cache
+def _torchvision() -> Any:
+    """The package. Without the two operations that its wheel for CPUs lacks it can't be imported."""
+    if not hasattr(torch.ops.torchvision, 'nms'):
+        library = torch.library.Library('torchvision', 'DEF')
+        library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    import torchvision
+
+    return torchvision
 
 
 class Trainer:
@@ -300,7 +173,7 @@ class Trainer:
         device: str = 'cpu',
     ) -> None:
         self.device, self.dtype = device, getattr(torch, dtype)
-        self.network = NETWORKS[name](num_outputs).to(device)
+        self.network = build(name, num_outputs).to(device)
         if weights is not None:
             self.network.load_state_dict(weights)
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
@@ -336,7 +209,7 @@ class Trainer:
         """
         weights = {name: weight.detach().clone().cpu().numpy() for name, weight in self.network.state_dict().items()}
         for module in self.network.modules():
-            if isinstance(module, nn.Dropout):
+            if type(module).__name__ in ('Dropout', 'StochasticDepth'):
                 module.eval()
         # In float32 the norm of ResNet-18's gradient is 2e-3 off, JAX's 4e-6.
         self.network.double()

@@ -1,5 +1,6 @@
-"""Whole training steps of seven networks in JAX and in PyTorch, side by side.
+"""Whole training steps of a dozen networks in JAX and in PyTorch, side by side.
 
+    pip install torch==2.13.0 && pip install --no-deps torchvision==0.28.0
     python -m experiments.benchmarks.training_steps [--only=resnet] [--dtype=bfloat16] [--form=plain] [--json=FILE]
     python -m experiments.benchmarks.training_steps --what=scan
     python -m experiments.benchmarks.training_steps --what=vmap
@@ -44,12 +45,17 @@ class Training:
     dense: bool = False  # a label for each position
 
 
+IMAGES = 16, (64, 64, 3), 1000
 TRAININGS = {
     'simple_cnn': Training(620_362, 128, (32, 32, 3), 10),
-    'resnet18': Training(11_173_962, 64, (32, 32, 3), 10),
-    'resnext': Training(3_295_562, 8, (112, 112, 3), 10),
-    'mobilenet': Training(811_850, 32, (64, 64, 3), 10),
-    'convnext': Training(1_236_490, 16, (112, 112, 3), 10),
+    'resnet/cifar18': Training(11_173_962, 64, (32, 32, 3), 10),
+    'resnet/18': Training(11_689_512, *IMAGES),
+    'resnet/resnext50_32x4d': Training(25_028_904, *IMAGES),
+    'mobilenet/v2': Training(3_504_872, *IMAGES),
+    'shufflenet/v2_x1_0': Training(2_278_604, *IMAGES),
+    'efficientnet/b0': Training(5_288_548, *IMAGES),
+    'convnext/tiny': Training(28_589_128, *IMAGES),
+    'vgg/11': Training(132_863_336, *IMAGES),
     'unet': Training(482_619, 16, (64, 64, 1), 11, dense=True),
     'wavenet': Training(48_753, 64, (64,), 17, dense=True),
 }
@@ -123,8 +129,7 @@ def check(name: str, network: Any, variables: Any, values: dict[str, Any]) -> No
     import jax
     import optax
 
-    if hasattr(network, 'dropout'):
-        network = network.clone(dropout=0.0)
+    network = network.clone(**{rate: 0.0 for rate in ('dropout', 'drop_path') if hasattr(network, rate)})
     gradient = jax.jit(jax.value_and_grad(lambda *state: cross_entropy(network, *state), has_aux=True))
     statistics = {name: collection for name, collection in variables.items() if name != 'params'}
     with jax.default_matmul_precision('highest'):
@@ -150,7 +155,7 @@ def jax_case(name: str, options: Options, values: dict[str, Any] | None) -> Run:
         if count not in (None, training.parameters):
             raise sidebyside.Disagreement(f'{count:,} parameters in {side}, not {training.parameters:,}')
     if values is not None:
-        variables['params'] = networks.from_torch(variables['params'], values['weights'])
+        variables = networks.with_weights(name, variables, values['weights'])
         check(name, network, variables, values)
 
     step = jax.jit(step_function(networks.build(name, training.classes, options.dtype)), donate_argnums=0)
@@ -237,7 +242,7 @@ def steps_table(arguments: argparse.Namespace) -> bool:
     peer, options = sidebyside.connect(torch_case)
     options = options._replace(dtype=arguments.dtype)
     print(f'{arguments.dtype}; milliseconds a step: median (10-90 %); the ratios are JAX / PyTorch\n')
-    header = f'{"":12} {"JAX":>20} {"examples/s":>11} {"PyTorch eager":>28} {"ratio":>6}'
+    header = f'{"":22} {"JAX":>20} {"examples/s":>11} {"PyTorch eager":>28} {"ratio":>6}'
     print(f'{header} {"torch.compile":>28} {"ratio":>6}')
     records, accepted = [], True
     try:
@@ -249,7 +254,7 @@ def steps_table(arguments: argparse.Namespace) -> bool:
                 accepted = False
                 continue
             speed = TRAININGS[name].batch / result.jax.median * 1000
-            line = f'{name:12} {result.jax!s:>20} {speed:11.0f}'
+            line = f'{name:22} {result.jax!s:>20} {speed:11.0f}'
             for prefix in ('eager ', 'compiled '):
                 fastest = result.fastest(prefix)
                 torch = f'{result.torch[fastest]} {fastest.removeprefix(prefix)}' if fastest else 'not available'
@@ -271,9 +276,9 @@ def loops_table(arguments: argparse.Namespace) -> bool:
         'scan': (f'scan of {STEPS} steps', STEPS, scan_contenders),
         'vmap': (f'vmap of {SEEDS} seeds', SEEDS, vmap_contenders),
     }[arguments.what]
-    names = sidebyside.chosen(['simple_cnn', 'mobilenet'], arguments.only)
+    names = sidebyside.chosen(['simple_cnn', 'mobilenet/v2'], arguments.only)
     print(f'{arguments.dtype}; milliseconds a step of one seed: median (10-90 %)\n')
-    print(f'{"":12} {together:>28} {"calls":>28} {"ratio":>6}')
+    print(f'{"":22} {together:>28} {"calls":>28} {"ratio":>6}')
     records = []
     for name in names:
         taken = sidebyside.alternate(contenders(name, arguments.dtype), arguments.rounds)
@@ -282,7 +287,7 @@ def loops_table(arguments: argparse.Namespace) -> bool:
             for way, timing in taken.items()
         }
         ratio = timings['together'].median / timings['calls'].median
-        line = f'{name:12} {timings["together"]!s:>28} {timings["calls"]!s:>28}'
+        line = f'{name:22} {timings["together"]!s:>28} {timings["calls"]!s:>28}'
         print(f'{line} {sidebyside.number(ratio):>6}', flush=True)
         medians = {way: timing.median for way, timing in timings.items()}
         records.append({'name': name, 'median_ms': medians, 'ratio': ratio})

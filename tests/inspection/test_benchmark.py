@@ -12,7 +12,7 @@ import launch
 from cnn import models
 from cnn.config import Experiment, InputError, Spec
 from cnn.data import sources
-from cnn.inspection import benchmark
+from cnn.inspection import benchmark, describe
 from cnn.training import program, sharding
 
 ROWS = (
@@ -36,110 +36,11 @@ ROWS = (
 )
 
 
-def count(function, *shapes):
-    """Multiply-adds of a function of float32 arrays."""
-    return benchmark.multiply_adds(jax.make_jaxpr(function)(*map(array, shapes)).jaxpr)
-
-
-def array(shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def conv(x, kernel, **options):
-    options = {'window_strides': (1, 1), 'padding': 'SAME', **options}
-    return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options)
-
-
 def forward(name, shape, **options):
-    """Multiply-adds of a network on one example."""
+    """Multiply-adds of a network on one example, with those of fixed averages."""
     model = models.build(name, num_outputs=models.variant(name).num_outputs, **options)
-    x = array((1, *shape))
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-    run = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))
-    return benchmark.multiply_adds(run(variables, x).jaxpr)
-
-
-@pytest.mark.parametrize(
-    ('function', 'shapes', 'expected'),
-    [
-        (lambda x, w: x @ w + 1, [(5, 7), (7, 3)], 5 * 7 * 3),
-        (lambda x, y: jnp.einsum('bqhd,bkhd->bhqk', x, y), [(2, 5, 3, 4), (2, 6, 3, 4)], 2 * 3 * 5 * 6 * 4),
-        (lambda x: x * x + x.sum(), [(5, 7)], 0),
-    ],
-)
-def test_matmuls_count_their_products(function, shapes, expected):
-    assert count(function, *shapes) == expected
-
-
-@pytest.mark.parametrize(
-    ('options', 'channels', 'outputs', 'positions'),
-    [
-        ({}, 6, 4, 10 * 12),
-        ({'padding': 'VALID'}, 6, 4, 8 * 10),
-        ({'window_strides': (2, 3)}, 6, 4, 5 * 4),
-        ({'rhs_dilation': (2, 4), 'padding': 'VALID'}, 6, 4, 6 * 4),
-        ({'feature_group_count': 2}, 3, 4, 10 * 12),
-        ({'feature_group_count': 6}, 1, 12, 10 * 12),
-    ],
-    ids=str,
-)
-def test_convolutions_count_each_tap_of_each_output(options, channels, outputs, positions):
-    shapes = (2, 10, 12, 6), (3, 3, channels, outputs)
-    assert count(lambda x, kernel: conv(x, kernel, **options), *shapes) == 2 * positions * outputs * 9 * channels
-
-
-@pytest.mark.parametrize('groups', [1, 2])
-def test_transposed_convolutions_count_each_tap_of_each_input(groups):
-    def transposed(x, kernel):
-        return conv(x, kernel, lhs_dilation=(2, 2), padding=((1, 2), (1, 2)), feature_group_count=groups)
-
-    assert count(transposed, (2, 5, 6, 8), (4, 4, 8 // groups, 4)) == 2 * 5 * 6 * 8 * 16 * 4 // groups
-
-
-@jax.custom_vjp
-def square_matrix(x):
-    return x @ x
-
-
-square_matrix.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
-
-
-@jax.custom_jvp
-def cube_matrix(x):
-    return x @ x @ x
-
-
-cube_matrix.defjvp(lambda primals, tangents: (cube_matrix(*primals), tangents[0]))
-
-
-@pytest.mark.parametrize(
-    ('function', 'matmuls'),
-    [
-        (jax.jit(lambda x: x @ x), 1),
-        (jax.checkpoint(lambda x: jnp.sin(x @ x)), 1),
-        (square_matrix, 1),
-        (cube_matrix, 2),
-        (lambda x: jax.lax.scan(lambda carry, _: (carry @ x, None), x, length=7)[0], 7),
-        (lambda x: jax.lax.scan(lambda a, _: jax.lax.scan(lambda b, _: (b @ x, b), a, None, 3), x, None, 5)[0], 15),
-        (lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x @ x @ x, x), 2),
-        (lambda x: jax.lax.fori_loop(0, 4, lambda _, carry: carry @ x, x), 4),
-        (lambda x: jax.lax.while_loop(lambda y: y[0, 0] < 1, lambda y: y @ x, x), 1),
-        (jax.vmap(lambda row: row @ jnp.ones((5, 5))), 1),
-    ],
-)
-def test_what_is_called_counts_as_often_as_it_runs(function, matmuls):
-    assert count(function, (5, 5)) == matmuls * 125
-
-
-def test_networks_count_what_is_published():
-    assert forward('lenet', (32, 32, 1)) == 416_520
-    assert forward('unet/2015', (572, 572, 1)) == 150_428_424_448
-
-
-def test_a_classifier_counts_its_layers_and_its_pool():
-    layers = 64 * 9 * 32 + 16 * 9 * 32 * 64 + 4 * 9 * 64 * 128 + 16 * 128 * 256 + 256 * 10
-    pool = 128 * (4 * 2 * 2 + 4 * 4 * 2)  # a matmul in this program: averages of rows, then of columns
-    assert forward('simple_cnn', (8, 8, 1)) == layers + pool
+    figures = describe.describe(model, jax.ShapeDtypeStruct((1, *shape), jnp.float32), train=False)
+    return figures['multiply_adds'] + figures['other_multiply_adds']
 
 
 def test_made_up_examples_are_like_those_of_the_data():
