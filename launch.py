@@ -33,7 +33,7 @@ verbs
   train      train, evaluate, keep the best (on validation) and the last; the same command resumes (default)
   evaluate   a run folder on a split: --workdir=RUN --split=test; or others' weights: --config.init_from=FILE
   data       prepare a data set and look at it: --config.data.name=NAME; --list shows what there is
-  describe   the network by layer: parameters, multiply-adds, receptive field, memory; --list shows all there are
+  describe   the network by layer: parameters, multiply-adds, receptive field, memory; --list shows all
   benchmark  the train step on made-up batches: compile time, speed, share of the roofline, memory
 
 flags
@@ -49,7 +49,7 @@ flags
                               or have beyond the network (short for --config.allow_partial)
   --split=NAME                evaluate: the split (default config.data.test_split)
   --save_weights=FILE         evaluate: also write the weights, as .safetensors with torchvision's names
-  --list                      data: the data sets that there are; describe: the networks, with published figures
+  --list                      data: the data sets that there are; describe: the networks that there are
   --input=SIZE,SIZE,CHANNELS  describe: for examples of this shape, such as 224,224,3, in place of the data's
   --json                      describe: figures as JSON
   --steps=N                   benchmark: how many steps to time (default 5 to 200, what 5 seconds hold)
