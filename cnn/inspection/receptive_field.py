@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from cnn.inspection import extents
+from cnn.inspection import extent_rules, extents
 from cnn.inspection.cost import inner_jaxprs
 from cnn.inspection.extents import Extent, Step, Value, lost, union
 
@@ -122,16 +122,16 @@ class Trace:
         control = {'cond': self._cond, 'scan': self._scan, 'while': self._while}.get(name)
         if control:
             return control(eqn, values)
-        if name not in extents.RULES and len(called) == 1 and len(called[0].in_avals) == len(values):
+        if name not in extent_rules.RULES and len(called) == 1 and len(called[0].in_avals) == len(values):
             return self.run(called[0], values)
         if name == 'name':
             self.named[eqn.params['name']] = values[0]
             return values
         if not any(value.depends for value in values):
             return _folded(eqn, values)
-        if name in extents.ELEMENTWISE:
+        if name in extent_rules.ELEMENTWISE:
             return [union(values, len(eqn.outvars[0].aval.shape))] * len(eqn.outvars)  # type: ignore[attr-defined]
-        results = extents.RULES.get(name, _unknown)(eqn, values)
+        results = extent_rules.RULES.get(name, _unknown)(eqn, values)
         if not all(all(extent.stride for extent in result.extents.values()) for result in results) or any(
             value.extents.keys() - result.extents.keys() for value in values for result in results
         ):

@@ -225,10 +225,12 @@ VARIANTS = {
     '101': imagenet({'depths': DEEP}, 44_549_160, V1, 7_801_405_440, 77.374, 81.886),
     '152': imagenet({'depths': DEEPER}, 60_192_808, V1, 11_513_626_624, 78.312, 82.284),
     'wide50_2': imagenet({'group_width': 128}, 68_883_240, WIDE, 11_398_021_120, 78.468, 81.602),
-    'wide101_2': imagenet({'depths': DEEP, 'group_width': 128}, 126_886_696, WIDE),
+    'wide101_2': imagenet({'depths': DEEP, 'group_width': 128}, 126_886_696, WIDE, None, 78.848, 82.510),
     'resnext50_32x4d': imagenet({'groups': 32, 'group_width': 4}, 25_028_904, NEXT, 4_230_479_872, 77.618, 81.198),
-    'resnext101_32x8d': imagenet({'depths': DEEP, 'groups': 32, 'group_width': 8}, 88_791_336, NEXT),
-    'resnext101_64x4d': imagenet({'depths': DEEP, 'groups': 64, 'group_width': 4}, 83_455_272, NEXT),
+    'resnext101_32x8d': imagenet(
+        {'depths': DEEP, 'groups': 32, 'group_width': 8}, 88_791_336, NEXT, None, 79.312, 82.834
+    ),
+    'resnext101_64x4d': imagenet({'depths': DEEP, 'groups': 64, 'group_width': 4}, 83_455_272, NEXT, None, 83.246),
     'v2_50': imagenet({'preactivation': True}, 25_549_352, V2),
     'v2_101': imagenet({'preactivation': True, 'depths': DEEP}, 44_541_480, V2),
     'plain18': imagenet({'depths': (2, 2, 2, 2), 'residual': False} | BASIC, 11_515_688, 'He et al. 2016, section 3.3'),

@@ -16,6 +16,9 @@ from experiments.benchmarks.sidebyside import Disagreement, Options, Peer, PeerE
 ROOT = pathlib.Path(__file__).parents[2]
 torch_installed = importlib.util.find_spec('torch') is not None
 needs_torch = pytest.mark.skipif(not torch_installed, reason='compares with PyTorch')
+needs_torchvision = pytest.mark.skipif(
+    importlib.util.find_spec('torchvision') is None, reason='torchvision is not installed'
+)
 
 
 # What the child process of these tests serves instead of PyTorch.
@@ -243,11 +246,14 @@ def values_only(name, options):
 
 
 @needs_torch
-@pytest.mark.parametrize('name', ['simple_cnn', 'wavenet'])
+@pytest.mark.parametrize(
+    'name', ['simple_cnn', 'wavenet', pytest.param('shufflenet/v2_x1_0', marks=[needs_torchvision, pytest.mark.slow])]
+)
 def test_networks_agree_with_pytorch(name):
     with Peer(values_only, sidebyside.start_torch) as peer:
         _, values, _ = peer.prepare(name, Options())
     training_steps.jax_case(name, Options(), values)
-    values['weights']['head.weight'] = values['weights']['head.weight'][::-1]
+    (last,) = (key for key in ('head.weight', 'fc.weight') if key in values['weights'])
+    values['weights'][last] = values['weights'][last][::-1]
     with pytest.raises(Disagreement, match=r'(outputs|loss) differs by'):
         training_steps.jax_case(name, Options(), values)

@@ -142,12 +142,7 @@ REFERENCES: dict[str, dict[str, Reference]] = {
             f'efficientnet/{name}': vision(f'efficientnet_{name}')
             for name in (*(f'b{index}' for index in range(8)), 'v2_s', 'v2_m')
         },
-        # With its own epsilon values grow through its 79 blocks until float32 can't tell PyTorch's result from another.
-        'efficientnet/v2_l': vision(
-            'efficientnet_v2_l',
-            arguments={'norm_layer': functools.partial(torch.nn.BatchNorm2d, eps=1.0)},
-            options={'norm_epsilon': 1.0},
-        ),
+        'efficientnet/v2_l': ours('efficientnet_v2_l', networks.efficientnet_v2_l, options={'norm_epsilon': 1.0}),
         'efficientnet/b0 timm': image_models('efficientnet_b0'),
         'efficientnet/b0 TensorFlow': image_models(
             'tf_efficientnet_b0', options={'padding': 'SAME', 'norm_epsilon': 1e-3}
