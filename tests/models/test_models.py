@@ -73,12 +73,12 @@ SMALL = [
     ),
     ('alexnet', {'widths': (8,) * 5, 'grid': 2, 'hidden': (16, 16), 'norm': 'batch'}, (4, 72, 72, 3)),
     ('alexnet/2012', {'widths': (8,) * 5, 'grid': 2, 'hidden': (16,)}, (2, 72, 72, 3)),
-    ('vgg/11', {'depths': (1, 2), 'widths': (8, 16), 'grid': 2, 'hidden': (16, 16)}, (2, 9, 9, 3)),
     (
         'vgg/11_bn',
         {'depths': (1, 1), 'widths': (8, 8), 'use_bias': False, 'grid': 1, 'hidden': (), 'dropout': 0.0},
         (4, 8, 8, 3),
     ),
+    ('vgg/11', {'depths': (1, 2), 'widths': (8, 16), 'grid': 2, 'hidden': (16, 16)}, (2, 9, 9, 3)),
     (
         'squeezenet/1_0',
         {

@@ -11,23 +11,23 @@ from cnn.training import evaluation, program, sharding
 from cnn.training.state import TRAIN, stream
 from tests.models.test_models import SMALL
 
-STEPS, BATCH_SIZE = 24, 64
+STEPS, BATCH_SIZE = 48, 64
 
 
-def losses(name, options, size, learning_rate=1e-2):
+def losses(name, options, size, learning_rate=1e-2, steps=STEPS):
     """The loss of each step of Adam at this rate, on the device mesh of one."""
     config = Experiment()
     config.model.name, config.model.options = name, options
     config.data.image_size, config.data.batch_size = size, BATCH_SIZE
     config.optimizer.name, config.optimizer.learning_rate = 'adam', learning_rate
-    config.train.duration, config.mesh.data = str(STEPS), 1
+    config.train.duration, config.mesh.data = str(steps), 1
     spec = sources.spec('digits')
     config = program.resolve(config, spec)
     mesh = sharding.make_mesh(config)
     source = evaluation.open_split(config, spec, 'train', mesh)
     built, numbers = program.build(config, spec, source.num_examples, mesh)
     state, key, values = built.init(numbers), stream(0, TRAIN), []
-    for batch in source(train_indices(source.num_examples, BATCH_SIZE, 0), 0, STEPS):
+    for batch in source(train_indices(source.num_examples, BATCH_SIZE, 0), 0, steps):
         state, row = built.train_step(state, batch, key, numbers)
         values.append(float(row['loss']))
     return values
@@ -62,5 +62,7 @@ def test_small_forms_learn(family):
 def test_smallest_published_forms_learn(family):
     names = [f'{family}/{form}'.rstrip('/') for form in models.variant_names(family)]
     name = min(names, key=lambda name: models.variant(name).parameters)
-    values = losses(name, {}, (64, 64) if models.variant(name).input_shape[0] > 32 else (32, 32), 1e-3)
+    # A ReLU after its last layer leaves SqueezeNet at even odds for 40 steps, and at higher rates for good.
+    rate, steps = (3e-4, 96) if family == 'squeezenet' else (1e-3, 24)
+    values = losses(name, {}, (64, 64) if models.variant(name).input_shape[0] > 32 else (32, 32), rate, steps)
     assert falls(values), values
