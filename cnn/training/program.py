@@ -127,10 +127,11 @@ def _build(structure: Experiment, spec: Spec, numbers: Numbers, mesh: Mesh) -> P
     evaluate = functools.partial(eval_step, model=model, task=task, prepare=prepare)
 
     in_form = conv.forced(structure.model.conv)
+    begin = in_form(init)
     # What runs once need not run fast: on the CPU this compiles in a third of the time.
     quick = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
     try:
-        state = jax.eval_shape(in_form(init), numbers)
+        state = jax.jit(begin).eval_shape(numbers)  # traced once for this and for the compiled form
     except InputError as error:
         raise InputError(f'{error} (config.data.image_size resizes images)') from None
     shardings, batch, everywhere = (
@@ -143,7 +144,7 @@ def _build(structure: Experiment, spec: Spec, numbers: Numbers, mesh: Mesh) -> P
         task=task,
         spec=spec,
         state=jax.tree.map(lambda leaf, where: leaf.update(sharding=where), state, shardings),
-        init=jax.jit(in_form(init), out_shardings=shardings, compiler_options=quick),
+        init=jax.jit(begin, out_shardings=shardings, compiler_options=quick),
         train_step=jax.jit(
             in_form(train),
             in_shardings=(shardings, batch, everywhere, everywhere),
