@@ -123,6 +123,22 @@ def test_squeeze_and_excitation_adds_two_dense_layers_to_a_block():
     assert more == 2 * sum(2 * width * (width // 16) + width + width // 16 for width in (64, 128, 256, 512))
 
 
+@pytest.mark.parametrize(('place', 'strides'), [('3x3', [1, 2, 1]), ('1x1', [2, 1, 1])])
+def test_a_bottleneck_has_its_stride_where_it_is_told(place, strides):
+    model = models.build('resnet/50', num_outputs=None, depths=(1, 1), width=8, stride_on=place)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
+    taken = {}
+
+    def keep(call, args, kwargs, context):
+        if isinstance(context.module, nn.Conv):
+            taken['/'.join(context.module.path)] = context.module.strides[0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(keep):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    assert [taken[f'stage2_block0/conv{index}'] for index in (1, 2, 3)] == strides
+
+
 def test_strides_of_stems():
     assert strides('resnet/18') == {'stem': 2, 'stage1': 4, 'stage2': 8, 'stage3': 16, 'stage4': 32}
     assert strides('resnet/cifar20') == {'stem': 1, 'stage1': 1, 'stage2': 2, 'stage3': 4}

@@ -372,3 +372,29 @@ def test_multiply_adds_are_those_of_the_convolution(arrays):
     assert counts == {'conv': expected, 'conv_input': expected, 'conv_weight': expected}
     packed = jax.make_jaxpr(jax.vmap(lambda k: conv(x, k, *geometry)))(jnp.stack([kernel] * 5))
     assert [ops.multiply_adds(e) for e in packed.jaxpr.eqns if e.primitive.name == 'conv'] == [5 * expected]
+
+
+@pytest.mark.parametrize('form', ['auto', 'portable'])
+@pytest.mark.parametrize('padding', [((1, 1), (1, 1)), ((0, 1), (2, 0))])
+def test_phases_of_a_grouped_input_gradient_are_in_their_places(form, padding):
+    """One convolution has the channels of every phase, whose kernels are of different sizes."""
+    generator = np.random.default_rng(0)
+    x, kernel = generator.standard_normal((2, 9, 8, 8)), generator.standard_normal((3, 4, 2, 12))
+
+    def total(x, kernel, function):
+        y = function(x, kernel)
+        return (y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)).sum()
+
+    def ours(x, kernel):
+        with forced(form):
+            return conv(x, kernel, (2, 3), padding, groups=4)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 3), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=4
+        )
+
+    with jax.enable_x64(True):
+        expected = jax.grad(total)(x, kernel, plain)
+    gradient = jax.jit(jax.grad(total), static_argnums=2)(x.astype('float32'), kernel.astype('float32'), ours)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
