@@ -8,8 +8,8 @@ from cnn import config as configuration
 from cnn.config import Experiment, InputError
 from cnn.data import sources
 from cnn.tasks.classification import Classification
-from cnn.training import evaluation, program, sharding
-from cnn.training.state import TRAIN, stream
+from cnn.training import evaluation, optimizers, program, sharding
+from cnn.training.state import TRAIN, create_train_state, stream
 
 
 def experiment():
@@ -163,3 +163,18 @@ def test_the_first_steps_are_those_that_were_published():
     assert found == pytest.approx(golden, rel=1e-4), (
         'the numbers of a run have changed: if that is meant, measure the results in README anew and write these down'
     )
+
+
+def test_the_state_is_that_of_create_train_state_and_holds_no_array_twice():
+    config = program.resolve(experiment(), spec := sources.spec('digits'))
+    mesh = sharding.make_mesh(config)
+    built, numbers = program.build(config, spec, 144, mesh)
+    state = built.init(numbers)
+    optimizer = optimizers.build(config.optimizer, config.schedule, numbers)
+    whole = create_train_state(built.model, Classification(), built.spec, optimizer, np.uint32(0), use_ema=True)
+    assert jax.tree.structure(state) == jax.tree.structure(whole)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), state, whole)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+    again = built.init({**numbers, 'seed': np.uint32(1)})
+    assert not np.array_equal(again.params['head']['kernel'], state.params['head']['kernel'])
