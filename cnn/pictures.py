@@ -8,24 +8,37 @@ import numpy as np
 
 def grid(images: np.ndarray, captions: Sequence[str], columns: int = 8) -> np.ndarray:
     """Images [N, H, W, 1 or 3], each stretched to its own range, in rows under their captions."""
+    return sheet([(_stretched(image) * 255).round().astype(np.uint8) for image in images], captions, columns)
+
+
+def sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8, side: int = 112) -> np.ndarray:
+    """Pictures uint8 [H, W, 3], each scaled to a longer side of `side` pixels, in rows under their captions."""
     from PIL import Image, ImageDraw
 
-    side, margin, text = 112, 8, 14
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    sheet = Image.new('RGB', (columns * (side + margin) + margin, rows * (side + text + margin) + margin), 'white')
-    draw = ImageDraw.Draw(sheet)
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    margin, text = 8, 14
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    resized = [_resized(tile, side) for tile in tiles]
+    height = max(side // 2, *(tile.height for tile in resized))
+    page = Image.new('RGB', (columns * (side + margin) + margin, rows * (height + text + margin) + margin), 'white')
+    draw = ImageDraw.Draw(page)
+    for index, (tile, caption) in enumerate(zip(resized, captions, strict=True)):
         row, column = divmod(index, columns)
-        left, top = margin + column * (side + margin), margin + row * (side + text + margin)
+        left, top = margin + column * (side + margin), margin + row * (height + text + margin)
         while draw.textlength(caption) > side:
             caption = caption[:-1]
         draw.text((left, top), caption, fill='black')
-        tile = Image.fromarray((_stretched(image) * 255).round().astype(np.uint8))
-        scale = side / max(tile.size)
-        tile = tile.resize([max(round(length * scale), 1) for length in tile.size], Image.Resampling.NEAREST)
-        sheet.paste(tile, (left, top + text))
-    return np.asarray(sheet)
+        page.paste(tile, (left, top + text))
+    return np.asarray(page)
+
+
+def _resized(picture: np.ndarray, side: int) -> Any:
+    """With a longer side of `side` pixels, each of them one of the picture's."""
+    from PIL import Image
+
+    tile = Image.fromarray(picture)
+    scale = side / max(tile.size)
+    return tile.resize([max(round(length * scale), 1) for length in tile.size], Image.Resampling.NEAREST)
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:

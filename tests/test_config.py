@@ -22,6 +22,8 @@ OTHERS = {
     'model.options': {'a': None, 'b': (1, (2, 3)), 'c': True},
     'model.dtype': 'bfloat16',
     'model.param_dtype': 'float64',
+    'model.batch_norm': 'ghost',
+    'model.ghost_batch': 16,
     'model.conv': 'plain',
     'task.name': 'segmentation',
     'task.options': {'background': 0},
@@ -30,13 +32,55 @@ OTHERS = {
     'data.validation_split': None,
     'data.test_split': None,
     'data.batch_size': 32,
+    'data.classes': ('0', '1'),
+    'data.examples_per_class': 5,
+    'data.split_seed': 1,
+    'data.archives': 'archives',
     'data.image_size': (32, 48),
+    'data.test_size': (40, 48),
+    'data.resize': 'crop',
+    'data.resize_side': 40,
+    'data.channels': 3,
+    'data.sample_rate': 8000,
+    'data.length': 4000,
     'data.mean': (0.5,),
     'data.std': (0.25,),
     'data.resident': False,
     'data.workers': 2,
+    'data.max_unreadable': 0,
+    'spectrogram.bands': 40,
+    'spectrogram.window': 200,
+    'spectrogram.hop': 80,
+    'spectrogram.low': 0.0,
+    'spectrogram.high': 4000.0,
+    'spectrogram.floor': 1e-3,
+    'augment.repeats': 2,
+    'augment.crop_scale': (0.5, 1.0),
+    'augment.crop_ratio': (0.5, 2.0),
     'augment.shift': 2,
+    'augment.shift_border': 'reflect',
     'augment.flip': True,
+    'augment.alternating_flip': True,
+    'augment.translate': 0.1,
+    'augment.rotate': 10.0,
+    'augment.shear': 5.0,
+    'augment.brightness': 0.4,
+    'augment.contrast': 0.4,
+    'augment.saturation': 0.4,
+    'augment.hue': 0.1,
+    'augment.policy': 'randaugment',
+    'augment.num_operations': 3,
+    'augment.magnitude': 7.0,
+    'augment.magnitude_std': 0.5,
+    'augment.erase': 0.25,
+    'augment.gain': 6.0,
+    'augment.noise': 0.01,
+    'augment.time_masks': 2,
+    'augment.time_mask_width': 10,
+    'augment.frequency_masks': 2,
+    'augment.frequency_mask_width': 4,
+    'augment.mixup': 0.2,
+    'augment.cutmix': 1.0,
     'optimizer.name': 'adam',
     'optimizer.learning_rate': 0.2,
     'optimizer.momentum': 0.5,
@@ -46,17 +90,37 @@ OTHERS = {
     'optimizer.weight_decay': 0.1,
     'optimizer.decay_exclude': ('bias',),
     'optimizer.clip_norm': 1.0,
+    'optimizer.clip_adaptive': 0.01,
+    'optimizer.trust_coefficient': 0.01,
+    'optimizer.other': 'adamw',
+    'optimizer.other_momentum': 0.8,
+    'optimizer.newton_schulz': 3,
+    'optimizer.unit_filters': True,
+    'optimizer.sam': 0.05,
+    'optimizer.frozen': ('stem.*', 'stage[12].*'),
+    'optimizer.unfreeze': ('stage4.*@10%', '.*@2ep'),
+    'optimizer.rates': ('head.*=10',),
+    'optimizer.layer_decay': 0.75,
     'optimizer.accumulate': 2,
     'schedule.name': 'cosine',
     'schedule.warmup': '5%',
+    'schedule.start': 0.1,
     'schedule.boundaries': ('50%', '75%'),
+    'schedule.every': '2ep',
     'schedule.factor': 0.2,
+    'schedule.power': 0.9,
     'schedule.final': 0.1,
     'ema.decay': 0.99,
     'ema.every': 2,
+    'ema.warmup': True,
+    'distill.teacher': 'runs/teacher',
+    'distill.weight': 0.9,
+    'distill.temperature': 4.0,
     'train.duration': '100',
     'eval.every': '2ep',
     'eval.metric': 'loss',
+    'eval.views': 'flip',
+    'eval.recalibrate': 10,
     'checkpoint.every': '1e6ex',
     'checkpoint.keep': 3,
     'log.every': '0',
@@ -88,7 +152,10 @@ RULES = [
     ({'model.param_dtype': 'float16'}, "unknown config.model.param_dtype 'float16'; did you mean 'bfloat16'?"),
     ({'model.conv': 'plane'}, "unknown config.model.conv 'plane'; did you mean 'plain'?"),
     ({'optimizer.name': 'adm'}, "unknown config.optimizer.name 'adm'; did you mean 'adam'?"),
-    ({'schedule.name': 'zzz'}, "unknown config.schedule.name 'zzz'; there are: constant, cosine, one_cycle, step"),
+    (
+        {'schedule.name': 'zzz'},
+        "unknown config.schedule.name 'zzz'; there are: constant, cosine, exponential, inverse_sqrt, linear, one_cycle, polynomial, step",
+    ),
     ({'data.batch_size': 0}, 'config.data.batch_size=0: must be at least 1'),
     ({'data.workers': -1}, 'config.data.workers=-1: must be at least 0'),
     ({'augment.shift': -1}, 'config.augment.shift=-1: must be at least 0'),
@@ -105,6 +172,96 @@ RULES = [
     (
         {'data.batch_size': 9, 'optimizer.accumulate': 2},
         'config.optimizer.accumulate=2: does not divide config.data.batch_size=9',
+    ),
+    ({'data.examples_per_class': 0}, 'config.data.examples_per_class=0: must be at least 1'),
+    ({'data.split_seed': -1}, 'config.data.split_seed=-1: must be at least 0'),
+    ({'data.resize_side': 0}, 'config.data.resize_side=0: must be at least 1'),
+    ({'data.sample_rate': 0}, 'config.data.sample_rate=0: must be at least 1'),
+    ({'data.length': 0}, 'config.data.length=0: must be at least 1'),
+    ({'data.max_unreadable': -1}, 'config.data.max_unreadable=-1: must be at least 0'),
+    ({'model.ghost_batch': 0}, 'config.model.ghost_batch=0: must be at least 1'),
+    ({'spectrogram.bands': -1}, 'config.spectrogram.bands=-1: must be at least 0'),
+    ({'spectrogram.window': 1}, 'config.spectrogram.window=1: must be at least 2'),
+    ({'spectrogram.hop': 0}, 'config.spectrogram.hop=0: must be at least 1'),
+    ({'spectrogram.low': -0.5}, 'config.spectrogram.low=-0.5: must be at least 0'),
+    ({'spectrogram.floor': -0.5}, 'config.spectrogram.floor=-0.5: must be at least 0'),
+    ({'augment.repeats': 0}, 'config.augment.repeats=0: must be at least 1'),
+    ({'augment.translate': -0.5}, 'config.augment.translate=-0.5: must be at least 0'),
+    ({'augment.rotate': -0.5}, 'config.augment.rotate=-0.5: must be at least 0'),
+    ({'augment.shear': -0.5}, 'config.augment.shear=-0.5: must be at least 0'),
+    ({'augment.brightness': -0.5}, 'config.augment.brightness=-0.5: must be at least 0'),
+    ({'augment.contrast': -0.5}, 'config.augment.contrast=-0.5: must be at least 0'),
+    ({'augment.saturation': -0.5}, 'config.augment.saturation=-0.5: must be at least 0'),
+    ({'augment.hue': -0.5}, 'config.augment.hue=-0.5: must be at least 0'),
+    ({'augment.num_operations': -1}, 'config.augment.num_operations=-1: must be at least 0'),
+    ({'augment.magnitude': -0.5}, 'config.augment.magnitude=-0.5: must be at least 0'),
+    ({'augment.magnitude_std': -0.5}, 'config.augment.magnitude_std=-0.5: must be at least 0'),
+    ({'augment.erase': -0.5}, 'config.augment.erase=-0.5: must be at least 0'),
+    ({'augment.gain': -0.5}, 'config.augment.gain=-0.5: must be at least 0'),
+    ({'augment.noise': -0.5}, 'config.augment.noise=-0.5: must be at least 0'),
+    ({'augment.time_masks': -1}, 'config.augment.time_masks=-1: must be at least 0'),
+    ({'augment.time_mask_width': -1}, 'config.augment.time_mask_width=-1: must be at least 0'),
+    ({'augment.frequency_masks': -1}, 'config.augment.frequency_masks=-1: must be at least 0'),
+    ({'augment.frequency_mask_width': -1}, 'config.augment.frequency_mask_width=-1: must be at least 0'),
+    ({'augment.mixup': -0.5}, 'config.augment.mixup=-0.5: must be at least 0'),
+    ({'augment.cutmix': -0.5}, 'config.augment.cutmix=-0.5: must be at least 0'),
+    ({'optimizer.trust_coefficient': -0.5}, 'config.optimizer.trust_coefficient=-0.5: must be at least 0'),
+    ({'optimizer.newton_schulz': 0}, 'config.optimizer.newton_schulz=0: must be at least 1'),
+    (
+        {'optimizer.name': 'lamb', 'optimizer.nesterov': True},
+        'config.optimizer.nesterov: lamb has no such form; leave it out',
+    ),
+    ({'schedule.start': -0.5}, 'config.schedule.start=-0.5: must be at least 0'),
+    ({'schedule.power': -0.5}, 'config.schedule.power=-0.5: must be at least 0'),
+    ({'eval.recalibrate': -1}, 'config.eval.recalibrate=-1: must be at least 0'),
+    ({'augment.translate': 1.5}, 'config.augment.translate=1.5: must be at most 1'),
+    ({'augment.hue': 1.0}, 'config.augment.hue=1.0: must be at most 0.5'),
+    ({'augment.erase': 1.5}, 'config.augment.erase=1.5: must be at most 1'),
+    ({'model.batch_norm': 'goast'}, "unknown config.model.batch_norm 'goast'; did you mean 'ghost'?"),
+    ({'data.resize': 'strech'}, "unknown config.data.resize 'strech'; did you mean 'stretch'?"),
+    ({'augment.shift_border': 'zzz'}, "unknown config.augment.shift_border 'zzz'; there are: reflect, zero"),
+    ({'augment.policy': 'randaug'}, "unknown config.augment.policy 'randaug'; did you mean 'randaugment'?"),
+    ({'optimizer.other': 'adam'}, "unknown config.optimizer.other 'adam'; did you mean 'adamw'?"),
+    ({'eval.views': 'flop'}, "unknown config.eval.views 'flop'; did you mean 'flip'?"),
+    ({'data.test_size': (0, 8)}, 'config.data.test_size=(0, 8): sides must be at least 1'),
+    ({'data.channels': 2}, 'config.data.channels=2: give 1 (grey) or 3 (colour)'),
+    ({'optimizer.clip_adaptive': 0.0}, 'config.optimizer.clip_adaptive=0.0: must be above 0; none turns it off'),
+    ({'optimizer.sam': -0.1}, 'config.optimizer.sam=-0.1: must be above 0; none turns it off'),
+    ({'optimizer.layer_decay': 0.0}, 'config.optimizer.layer_decay=0.0: must be above 0; none turns it off'),
+    ({'distill.weight': 1.5}, 'config.distill.weight=1.5: must be in [0, 1]'),
+    ({'distill.temperature': 0.0}, 'config.distill.temperature=0.0: must be above 0'),
+    (
+        {'augment.crop_scale': (0.5,)},
+        'config.augment.crop_scale=(0.5,): give two positive numbers, from and to, at most 1',
+    ),
+    (
+        {'augment.crop_scale': (0.5, 1.5)},
+        'config.augment.crop_scale=(0.5, 1.5): give two positive numbers, from and to, at most 1',
+    ),
+    (
+        {'augment.crop_ratio': (2.0, 1.0)},
+        'config.augment.crop_ratio=(2.0, 1.0): give two positive numbers, from and to',
+    ),
+    ({'augment.crop_ratio': ()}, 'config.augment.crop_ratio: give two numbers'),
+    (
+        {'optimizer.frozen': ('b(',)},
+        "config.optimizer.frozen='b(': is no regular expression (missing ), unterminated subpattern at position 1)",
+    ),
+    (
+        {'optimizer.rates': ('b(=2',)},
+        "config.optimizer.rates='b(': is no regular expression (missing ), unterminated subpattern at position 1)",
+    ),
+    *(
+        ({'optimizer.rates': (entry,)}, f"config.optimizer.rates={entry!r}: write 'REGEX=FACTOR', such as 'head.*=10'")
+        for entry in ('head', '=2', 'head=', 'head=nan', 'head=ten')
+    ),
+    (
+        {'optimizer.unfreeze': ('head',)},
+        "config.optimizer.unfreeze='head': write 'REGEX@DURATION', such as 'stage4.*@10%'",
+    ),
+    (
+        {'optimizer.unfreeze': ('head@ten',)},
+        "config.optimizer.unfreeze='ten': not a duration; write '2000' (steps), '90ep', '1e6ex' or '5%'",
     ),
     ({'data.mean': (0.5,)}, 'config.data.std: give one positive number for each of config.data.mean'),
     (
@@ -132,6 +289,7 @@ RULES = [
             'train.duration',
             'schedule.warmup',
             'schedule.boundaries',
+            'schedule.every',
             'eval.every',
             'checkpoint.every',
             'log.every',
@@ -383,7 +541,7 @@ def test_differences_are_exactly_the_changed_fields(path):
 
 
 def test_what_may_differ_on_resuming_are_the_duration_and_the_intervals():
-    intervals = {path for path in PATHS if path.endswith('.every') and path != 'ema.every'}
+    intervals = {path for path in PATHS if path.endswith('.every') and path not in ('ema.every', 'schedule.every')}
     assert set(configuration.RESUMABLE) == {'train.duration'} | intervals
 
 
@@ -422,15 +580,40 @@ def test_options_that_do_not_fit_are_refused(options, message):
 # Two values of everything that is only a number; both give one program.
 NUMBERS = {
     'augment.shift': (1, 2),
+    'augment.translate': (0.1, 0.2),
+    'augment.rotate': (5.0, 10.0),
+    'augment.shear': (5.0, 8.0),
+    'augment.brightness': (0.1, 0.2),
+    'augment.contrast': (0.1, 0.2),
+    'augment.saturation': (0.1, 0.2),
+    'augment.hue': (0.1, 0.2),
+    'augment.magnitude': (7.0, 9.0),
+    'augment.magnitude_std': (0.5, 1.0),
+    'augment.erase': (0.1, 0.2),
+    'augment.gain': (3.0, 6.0),
+    'augment.noise': (0.1, 0.2),
+    'augment.time_mask_width': (10, 20),
+    'augment.frequency_mask_width': (4, 8),
+    'augment.mixup': (0.2, 0.8),
+    'augment.cutmix': (0.5, 1.0),
     'optimizer.learning_rate': (0.1, 0.2),
     'optimizer.momentum': (0.9, 0.5),
     'optimizer.second_momentum': (0.999, 0.9),
     'optimizer.epsilon': (1e-8, 1e-6),
     'optimizer.weight_decay': (0.0, 0.1),
     'optimizer.clip_norm': (1.0, 2.0),
+    'optimizer.clip_adaptive': (0.01, 0.02),
+    'optimizer.trust_coefficient': (1e-3, 2e-3),
+    'optimizer.other_momentum': (0.9, 0.8),
+    'optimizer.sam': (0.05, 0.1),
+    'optimizer.layer_decay': (0.8, 0.9),
+    'schedule.start': (0.0, 0.1),
+    'schedule.power': (1.0, 2.0),
     'schedule.factor': (0.1, 0.2),
     'schedule.final': (0.0, 0.1),
     'ema.decay': (0.9, 0.99),
+    'distill.weight': (0.5, 0.9),
+    'distill.temperature': (1.0, 2.0),
     'task.options': ({'label_smoothing': 0.0}, {'label_smoothing': 0.1}),
 }
 
@@ -438,6 +621,24 @@ NUMBERS = {
 KINDS = {
     'augment.shift': (0, 1),
     'augment.flip': (False, True),
+    'augment.repeats': (1, 2),
+    'augment.num_operations': (1, 2),
+    'augment.time_masks': (0, 1),
+    'augment.frequency_masks': (1, 2),
+    'augment.policy': ('none', 'randaugment'),
+    'augment.crop_scale': ((), (0.5, 1.0)),
+    'augment.mixup': (0.0, 0.2),
+    'optimizer.sam': (None, 0.1),
+    'optimizer.layer_decay': (None, 0.9),
+    'optimizer.frozen': ((), ('a',)),
+    'optimizer.rates': (('a=2',), ('b=2',)),
+    'optimizer.unfreeze': (('a@2',), ('b@2',)),
+    'optimizer.newton_schulz': (5, 3),
+    'optimizer.unit_filters': (False, True),
+    'spectrogram.bands': (0, 40),
+    'model.batch_norm': ('global', 'frozen'),
+    'ema.warmup': (False, True),
+    'distill.teacher': (None, 'a'),
     'optimizer.name': ('sgd', 'adam'),
     'optimizer.nesterov': (False, True),
     'optimizer.decay_exclude': (('bias',), ()),
@@ -456,9 +657,14 @@ KINDS = {
 
 
 def test_the_table_of_numbers_holds_every_number():
-    parts = ('augment', 'optimizer', 'schedule', 'ema')
-    floats = {path for path, kind in PATHS.items() if path.split('.')[0] in parts and 'float' in str(kind)}
-    assert NUMBERS.keys() == floats | {'augment.shift', 'task.options'}
+    parts = ('augment', 'optimizer', 'schedule', 'ema', 'distill')
+    floats = {
+        path
+        for path, kind in PATHS.items()
+        if path.split('.')[0] in parts and 'float' in str(kind) and 'tuple' not in str(kind)
+    }
+    whole = {'augment.shift', 'augment.time_mask_width', 'augment.frequency_mask_width'}
+    assert NUMBERS.keys() == floats | whole | {'task.options'}
 
 
 @pytest.mark.parametrize('path', NUMBERS)
@@ -472,6 +678,13 @@ def test_configurations_that_differ_in_a_number_have_one_structure(path):
     assert one[1] == other[1]
     held = configuration.get(one[0], path)
     assert math.isnan(held[name] if part == 'task' else held)
+
+
+def test_factors_of_paths_and_times_of_unfreezing_leave_the_structure_as_numbers():
+    one = configuration.split_numbers(changed({'optimizer.rates': ('a=2', 'b=3'), 'optimizer.unfreeze': ('c@1ep',)}))
+    other = configuration.split_numbers(changed({'optimizer.rates': ('a=5', 'b=4'), 'optimizer.unfreeze': ('c@7',)}))
+    assert text(one[0]) == text(other[0])
+    assert (one[1]['optimizer']['rates'], other[1]['optimizer']['rates']) == ([2.0, 3.0], [5.0, 4.0])
 
 
 @pytest.mark.parametrize('path', KINDS)

@@ -9,6 +9,7 @@ not counted: 2.7032.
 
 import numpy as np
 
+from cnn.config import Data
 from cnn.data import sources
 
 LEVELS, PRIOR = 17, 0.1
@@ -16,7 +17,7 @@ LEVELS, PRIOR = 17, 0.1
 
 def levels(split: str) -> np.ndarray:
     """The digits of a split as sequences of levels, [N, 64]."""
-    images = sources.load('digits', split, ('image',)).arrays()['image']
+    images = sources.load(Data('digits'), split, ('image',)).arrays()['image']
     return np.round(images.reshape(len(images), -1) * ((LEVELS - 1) / 255)).astype(int)
 
 

@@ -1,382 +1,96 @@
-import concurrent.futures
-import fcntl
-import json
-import os
-import pickle
-import shutil
+import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from tensorflow_datasets.proto import tf_example_pb2
+from absl import flags
+from PIL import Image
 
-from cnn.config import InputError
+import launch
+from cnn.config import Data
 from cnn.data import sources
 
-# A user's data set, in a file that only the process which prepares it can import.
-MY_SET = """
-import sys
-import numpy as np
-import tensorflow_datasets as tfds
-from cnn.datasets.digits import png
-
-class MySet(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version(sys.argv[2])
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in sys.argv[3:]]
-
-    def _info(self):
-        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(None, None, 1)),
-            'label': tfds.features.ClassLabel(names=['cat', 'dog']),
-            'caption': tfds.features.Text(),
-            'map': tfds.features.LabeledImage(shape=(4, 4, 1), labels=['ground', 'sky']),
-            'objects': tfds.features.Sequence({'box': tfds.features.BBoxFeature()}),
-        }))
-
-    def _split_generators(self, dl_manager):
-        return {'train': self._generate_examples(100), 'other': self._generate_examples(10)}
-
-    def _generate_examples(self, count):
-        for i in range(count):
-            yield i, {'image': png(np.full((2 + i % 3, 5), i, np.uint8)), 'label': i % 2, 'caption': f'number {i}',
-                      'map': png(np.full((4, 4), i % 2, np.uint8)), 'objects': []}
-
-for config in sys.argv[3:] or [None]:
-    builder = MySet(config=config, data_dir=sys.argv[1], file_format='array_record')
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
-"""
+SPOKEN = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'spoken_digits'
 
 
-def start(code, *arguments, data_dir=None, **options):
-    environment = os.environ | {'TFDS_DATA_DIR': str(data_dir or sources.data_dir())}
-    command = [sys.executable, '-c', code, *map(str, arguments)]
-    streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, env=environment, **streams, **options)
-
-
-def output(process):
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    process.errors = errors
-    return out
-
-
-@pytest.fixture(scope='module')
-def my_sets():
-    """`my_set` of versions 1.0.0 and 1.2.0, in the data directory of the session."""
-    sources.data_dir().mkdir(parents=True, exist_ok=True)
-    with open(sources.data_dir() / '.my_set.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of pytest-xdist come here too
-        for version in ('1.0.0', '1.2.0'):
-            output(start(MY_SET, sources.data_dir(), version))
-
-
-@pytest.fixture(scope='module')
-def digits():
-    """The directory of `digits`, prepared."""
-    sources.load('digits', 'train', ['image'])
-    return sources.data_dir() / 'digits' / '1.0.0'
-
-
-@pytest.fixture
-def copy(digits, tmp_path, monkeypatch):
-    """A copy of the directory of `digits`, to be damaged."""
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    return shutil.copytree(digits, tmp_path / 'digits' / '1.0.0')
-
-
-def damaged(directory, split='train'):
-    return directory / f'digits-{split}.array_record-00000-of-00001'
-
-
-def error(name='digits', split='train', fields=('image',)):
-    """What the user is told: one line."""
-    with pytest.raises(InputError) as caught:
-        sources.load(name, split, fields).arrays()
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
+def launched(capsys, *arguments):
+    """The exit code of `python launch.py data`, what it printed and what it printed as an error."""
+    command = launch.parse(['launch.py', 'data', *map(str, arguments)], flags.FlagValues())
+    return launch.main(command), *capsys.readouterr()
 
 
 def test_importing_is_cheap():
-    heavy = "[name for name in sys.modules if name.split('.')[0] in ('tensorflow_datasets', 'jax', 'PIL', 'sklearn')]"
-    assert output(start(f'import sys, cnn.data.sources; print({heavy})')) == '[]\n'
+    heavy = "[name for name in sys.modules if name.split('.')[0] in ('tensorflow_datasets', 'jax', 'PIL', 'scipy')]"
+    command = [sys.executable, '-c', f'import sys, cnn.data.sources; print({heavy})']
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == '[]\n'
 
 
-def test_gives_the_asked_fields_of_each_example():
-    source = sources.load('digits', 'validation', ['label', 'image'])
-    arrays = source.arrays()
-    assert list(source[0]) == list(arrays) == list(source.spec.shapes) == ['label', 'image']
-    assert len(source) == len(arrays['label']) == 144
-    examples = list(source)  # IndexError ends it
-    for field, array in arrays.items():
-        np.testing.assert_array_equal(array, np.stack([example[field] for example in examples]))
-    for wrong in (-1, 144):
-        with pytest.raises(IndexError, match=f'example {wrong} of 144'):
-            source[wrong]
-
-    only = sources.load('digits', 'validation', ['label'])
-    assert list(only[np.int64(3)]) == list(only.arrays()) == list(only.spec.class_names) == ['label']
-
-
-def test_a_source_goes_to_other_threads_and_processes():
-    source = sources.load('digits', 'validation', ['image', 'label'])
-    expected = source.arrays()
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        images = list(pool.map(lambda index: source[index]['image'], range(144)))
-    np.testing.assert_array_equal(np.stack(images), expected['image'])
-
-    code = 'import pickle, sys; print(pickle.loads(bytes.fromhex(sys.argv[1]))[100]["image"].tobytes().hex())'
-    there = start(code, pickle.dumps(source).hex())
-    assert output(there) == expected['image'][100].tobytes().hex() + '\n'
-    assert there.errors == ''  # it chatters no more than this process
-
-
-def test_a_users_set_is_read_from_its_files_alone(my_sets):
-    spec = sources.spec('my_set')
-    assert spec.shapes == {'caption': (), 'image': (-1, -1, 1), 'label': (), 'map': (4, 4)}  # no nested ones
-    assert spec.dtypes == {'caption': 'object', 'image': 'uint8', 'label': 'int64', 'map': 'uint8'}
-    assert spec.class_names == {'label': ('cat', 'dog'), 'map': ('ground', 'sky')}
-    assert spec.num_examples == {'train': 100, 'other': 10}
-
-    source = sources.load('my_set', 'train', ['image', 'label', 'caption', 'map'])
-    assert len(source) == 100
-    for index in (0, 1, 33, 34, 99):  # in three record files
-        example = source[index]
-        np.testing.assert_array_equal(example['image'], np.full((2 + index % 3, 5, 1), index, np.uint8))
-        np.testing.assert_array_equal(example['map'], np.full((4, 4), index % 2, np.uint8))
-        assert example['label'] == index % 2
-        assert example['caption'] == f'number {index}'.encode()
-    assert sources.load('my_set', 'train', ['caption']).arrays()['caption'][99] == b'number 99'
-    assert 'examples of different shapes' in error('my_set')
-
-
-def test_ragged_features_do_not_disturb_the_asked_ones():
-    source = sources.load('digits', 'train', ['image'])
-    (record,) = source._read(0, [5])
-    example = tf_example_pb2.Example.FromString(record)
-    example.features.feature['pages/ragged_flat_values'].int64_list.value.extend([1, 2, 3])
-    example.features.feature['pages/ragged_row_lengths_0'].int64_list.value.extend([1, 2])
-    np.testing.assert_array_equal(source._decode(example.SerializeToString())['image'], source[5]['image'])
-
-
-@pytest.mark.parametrize('order', [('image', 'label'), ('label', 'image')])
-def test_fingerprint_is_free_of_the_order_in_which_fields_were_written(monkeypatch, order):
-    source = sources.load('digits', 'train[:20]', ['image'])
-    expected, read = source.fingerprint, source._read
-
-    def reordered(*arguments):
-        for record in read(*arguments):
-            fields = tf_example_pb2.Example.FromString(record).features.feature
-            examples = [tf_example_pb2.Example(features={'feature': {name: fields[name]}}) for name in order]
-            yield b''.join(example.SerializeToString() for example in examples)  # protobuf reads it as one
-
-    again = sources.load('digits', 'train[:20]', ['image'])
-    monkeypatch.setattr(again, '_read', reordered)
-    assert again.fingerprint == expected
+def test_a_name_without_a_kind_is_a_prepared_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'digits').mkdir()
+    spec = sources.spec(Data('digits'))
+    assert spec.num_examples == {'train': 1293, 'validation': 144, 'test': 360}
+    assert len(sources.load(Data('digits'), 'train[:10]', ['image'])) == 10
 
 
 @pytest.mark.parametrize(
-    ('expression', 'expected'),
+    ('name', 'told'),
     [
-        ('train[:90%]', range(90)),
-        ('train[90%:]', range(90, 100)),
-        ('train[30:70]', range(30, 70)),
-        ('train[-5:]', range(95, 100)),
-        ('other', range(10)),
-        ('train[:2]+other', [0, 1, *range(10)]),
+        ('folder:', "config.data.name='folder:': give a path, folder:DIR"),
+        ('arrays:', "config.data.name='arrays:': give a path, arrays:FILE.npz"),
+        ('folder:{}/nothing', 'there is no {}/nothing'),
+        ('coco:{}/file', '{}/file is no directory'),
+        ('pairs:{}/file', '{}/file is no directory'),
+        ('arrays:{}', '{} is a directory'),
+        ('folders:{}', "unknown kind of data 'folders'; did you mean 'folder'?"),
+        ('array:x.npz', "unknown kind of data 'array'; did you mean 'arrays'?"),
     ],
 )
-def test_split_expressions(my_sets, expression, expected):
-    source = sources.load('my_set', expression, ['caption'])
-    captions = [f'number {i}'.encode() for i in expected]
-    assert [example['caption'] for example in source] == captions
-    assert source.arrays()['caption'].tolist() == captions
-    assert len(source) == len(captions)
-
-
-def test_versions_and_configs(my_sets, tmp_path, monkeypatch):
-    prints = [sources.load(name, 'other', ['label']).fingerprint for name in ('my_set', 'my_set:1.2.0', 'my_set:1.0.0')]
-    assert prints[0] == prints[1] != prints[2]
-    assert sources.names()['my_set'].name == '1.2.0'
-    assert 'my_set:1.1.0' in error('my_set:1.1.0')
-
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    output(start(MY_SET, tmp_path, '1.0.0', 'red', 'blue'))
-    assert set(sources.names()) == {'digits', 'digit_scenes', 'my_set/red', 'my_set/blue'}
-    by_default, red, blue = (sources.load(name, 'other', []) for name in ('my_set', 'my_set/red', 'my_set/blue:1.0.0'))
-    assert by_default.fingerprint == red.fingerprint != blue.fingerprint
-    assert "did you mean 'my_set/blue'" in error('my_set/blu')
-
-
-def test_large_sets_are_fingerprinted_by_their_files(my_sets, monkeypatch):
-    monkeypatch.setattr(sources, '_HASHED_BYTES', 0)
-    monkeypatch.setattr(sources.Source, '_records', None)  # it reads none
-    splits = ['train', 'train[:50]', 'train[1:]', 'train[:34]', 'other']
-    assert len({sources.load('my_set', split, ['label']).fingerprint for split in splits}) == 5
-
-
-def test_fingerprint_is_of_the_examples_not_of_their_place(digits, copy):
-    first = sources.load('digits', 'train', ['image']).fingerprint
-    assert sources.load('digits', 'train', ['label']).fingerprint == first
-    others = ['validation', 'train[:90%]', 'train[1:]', 'train[:-1]']
-    assert len({first} | {sources.load('digits', split, ['image']).fingerprint for split in others}) == 5
-
-    (copy.parent.parent / 'mine').mkdir()
-    copy.rename(copy.parent.parent / 'mine' / '1.0.0')
-    assert sources.load('mine', 'train', ['label']).fingerprint == first  # the name is the one it was prepared with
-
-
-def test_names_are_files(my_sets):
-    import cnn.datasets
-
-    names = sources.names()
-    assert list(names)[:2] == ['digit_scenes', 'digits']
-    assert all(names[name].samefile(os.path.join(cnn.datasets.__path__[0], f'{name}.py')) for name in list(names)[:2])
-    assert names['my_set'] == sources.data_dir() / 'my_set' / '1.2.0'
-
-
-@pytest.mark.parametrize(
-    ('asked', 'told'),
-    [
-        ({'name': 'digit'}, ["unknown data set 'digit'; did you mean 'digits'?", 'cnn/datasets', 'TFDS_DATA_DIR']),
-        ({'name': 'my_sett'}, ["did you mean 'my_set'?"]),
-        ({'name': 'digits/64'}, ["unknown data set 'digits/64'; did you mean 'digits'?"]),
-        ({'name': 'digit_scenes/65'}, ["did you mean 'digit_scenes/64'?"]),
-        ({'name': 'digits:9.0.0'}, ["unknown data set 'digits:9.0.0'"]),
-        ({'name': 'folder:/pictures'}, ["'folder:/pictures' is not the name of a data set, such as digits"]),
-        ({'name': ''}, ["'' is not the name"]),
-        ({'split': 'trian'}, ["no split 'trian'; its splits are train, validation, test"]),
-        ({'split': 'train[:'}, ["no split 'train[:'"]),
-        ({'split': 'train[5:5]'}, ["split 'train[5:5]'", 'no example']),
-        ({'split': 'train[1000:2000]'}, ["no split 'train[1000:2000]'"]),
-        ({'fields': ['image', 'lable']}, ["no field 'lable'; its fields are image, label"]),
-        ({'name': 'my_set', 'fields': ['objects']}, ["no field 'objects'"]),
-    ],
-)
-def test_mistakes_are_named(my_sets, asked, told):
-    message = error(**asked)
-    assert all(part in message for part in told), message
-
-
-def test_spec_of_an_unknown_set():
-    with pytest.raises(InputError, match="did you mean 'digit_scenes'"):
-        sources.spec('digit_scene')
-
-
-def test_sets_without_random_access_are_refused(copy):
-    mine = shutil.copytree(copy.parent, copy.parent.parent / 'mine') / '1.0.0' / 'dataset_info.json'
-    assert len(sources.load('mine', 'train', ['image'])) == 1293
-    mine.write_text(json.dumps(json.loads(mine.read_text()) | {'fileFormat': 'tfrecord'}))
-    assert "prepare it again, with file_format='array_record'" in error('mine')
-
-
-def test_missing_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-    assert 'pip install -r requirements.txt' in error()
-    with pytest.raises(InputError, match='tensorflow_datasets'):
-        sources.spec('digits')
-
-
-@pytest.mark.parametrize('size', [0, 65536, 200_000, -1])
-def test_truncated_records_are_named(copy, size):
-    damaged(copy).write_bytes(damaged(copy).read_bytes()[:size])
-    assert str(damaged(copy)) in error()
-    assert len(sources.load('digits', 'test', ['image'])) == 360
-
-
-def test_missing_records_are_named(copy):
-    damaged(copy).unlink()
-    assert f'{damaged(copy)} is damaged (it is missing); delete {copy}' in error()
-
-
-def test_flipped_bits_are_named(copy):
-    content = bytearray(damaged(copy).read_bytes())
-    content[200_000] ^= 1
-    damaged(copy).write_bytes(content)
-    source = sources.load('digits', 'train', ['image'])
-    assert str(damaged(copy)) in error()
-    told = []
-    for index in range(len(source)):
-        try:
-            source[index]
-        except InputError as caught:
-            told.append(str(caught))
-    assert len(told) == 1
-    assert str(damaged(copy)) in told[0]
-
-
-def test_damaged_description_is_named(copy):
-    (copy / 'dataset_info.json').write_text('{')
-    assert str(copy.parent.parent) in error()
-    (copy / 'dataset_info.json').unlink()
-    assert str(copy) in error()
-
-
-def test_unwritable_data_directory_is_named(tmp_path, monkeypatch):
+def test_paths_that_are_wrong_are_named(name, told, tmp_path, capsys):
     (tmp_path / 'file').touch()
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'file'))
-    assert f'in {tmp_path / "file"} (' in error()
-    assert 'set TFDS_DATA_DIR' in error()
+    code, out, errors = launched(capsys, f'--config.data.name={name.format(tmp_path)}')
+    assert (code, out) == (2, '')
+    assert told.format(tmp_path) in errors
+    assert errors.count('\n') == 1
 
 
-def test_full_disk_is_named_and_leaves_nothing(tmp_path):
-    code = """
-import resource, signal
-from cnn.config import InputError
-from cnn.data import sources
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    sources.load('digits', 'train', ['image'])
-except InputError as error:
-    print(error)
-"""
-    told = output(start(code, data_dir=tmp_path))
-    assert f"cannot prepare data set 'digits' in {tmp_path}" in told
-    assert 'set TFDS_DATA_DIR' in told
-    assert told.count('\n') == 1
-    assert not list(tmp_path.rglob('*array_record*'))
+@pytest.mark.parametrize('kind', ['folder', 'pairs', 'coco'])
+def test_empty_folders_are_named(kind, tmp_path, capsys):
+    code, out, errors = launched(capsys, f'--config.data.name={kind}:{tmp_path}', f'--workdir={tmp_path / "out"}')
+    assert (code, out, errors.count('\n')) == (2, '', 1)
+    assert str(tmp_path) in errors
+    assert not (tmp_path / 'out').exists()
 
 
-def test_two_processes_prepare_once(tmp_path):
-    code = """
-import logging, sys
-import tensorflow_datasets
-from cnn.data import sources
-logging.basicConfig(level=logging.INFO)
-print('ready', flush=True)
-print(sources.load('digits', 'train', ['image']).fingerprint)
-"""
-    with open(tmp_path / '.digits.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        processes = [start(code, data_dir=tmp_path) for _ in range(2)]
-        assert [process.stdout.readline() for process in processes] == ['ready\n', 'ready\n']
-        time.sleep(2)
-        assert [process.poll() for process in processes] == [None, None]  # both wait
-        assert not (tmp_path / 'digits').exists()
-    results = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    assert results[0][0] == results[1][0] == sources.load('digits', 'train', ['image']).fingerprint + '\n'
-    assert ''.join(errors for _, errors in results).count('preparing digits') == 1
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    np.savez(tmp_path / 'a.npz', x=np.zeros((20, 4, 4), np.uint8), y=np.arange(20) % 2)
+    assert sources.spec(Data('arrays:~/a.npz')).num_examples == {'train': 16, 'validation': 2, 'test': 2}
 
 
-def test_a_killed_preparation_does_no_harm(tmp_path, monkeypatch):
-    code = """
-import itertools, os, signal
-from cnn.data import sources
-from cnn.datasets import digits
-count, png = itertools.count(), digits.png
-digits.png = lambda image: png(image) if next(count) < 1350 else os.kill(os.getpid(), signal.SIGKILL)
-sources.load('digits', 'train', ['image'])
-"""
-    process = start(code, data_dir=tmp_path)
-    process.communicate(timeout=120)
-    assert process.returncode == -9
-    assert list(tmp_path.glob('digits/incomplete.*/*array_record*'))  # killed while it wrote the second split
+def test_the_split_seed_divides(tmp_path):
+    for index in range(20):
+        (tmp_path / 'a').mkdir(exist_ok=True)
+        Image.new('L', (3, 3)).save(tmp_path / 'a' / f'{index}.png')
 
-    expected = sources.load('digits', 'validation', ['image']).fingerprint
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    assert sources.load('digits', 'validation', ['image']).fingerprint == expected
-    assert [directory.name for directory in (tmp_path / 'digits').iterdir()] == ['1.0.0']
+    def places(seed):
+        source = sources.load(Data(f'folder:{tmp_path}', split_seed=seed), 'test', ['image'])
+        return [source.where(index) for index in range(len(source))]
+
+    assert places(0) == places(0) != places(1)
+
+
+@pytest.mark.skipif(not SPOKEN.exists(), reason='needs the spoken digits')
+def test_spoken_digits():
+    data = Data(f'folder:{SPOKEN}')
+    spec = sources.spec(data)
+    assert spec.num_examples == {'train': 2430, 'validation': 270, 'test': 300}
+    assert (spec.shapes['signal'], spec.sample_rate) == ((-1, 1), 8000)
+    assert spec.class_names == {'label': tuple('0123456789')}
+    source = sources.load(data, 'test', ['signal', 'label'])
+    assert [int(source[index]['label']) for index in range(0, 300, 30)] == list(range(10))
+    validation = sources.load(data, 'validation', ['label']).arrays()['label']
+    assert np.bincount(validation).tolist() == [27] * 10
+    doubled = sources.load(Data(data.name, sample_rate=16_000), 'test', ['signal'])
+    assert len(doubled[0]['signal']) == 2 * len(source[0]['signal'])

@@ -10,7 +10,7 @@ import pytest
 
 import launch
 from cnn import models
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Data, Experiment, InputError, Spec
 from cnn.data import sources
 from cnn.inspection import benchmark, describe
 from cnn.training import program, sharding
@@ -75,7 +75,7 @@ def test_examples_of_no_one_shape_are_refused():
 def test_the_figures_of_a_divided_step_agree(monkeypatch):
     monkeypatch.setattr(benchmark, 'matmul_rate', lambda mesh, dtype: {'float32': 1e9, 'bfloat16': 2e9}[dtype])
     monkeypatch.setattr(benchmark, 'bandwidth', lambda mesh: 1e9)
-    config, spec = Experiment(), sources.spec('digits')
+    config, spec = Experiment(), sources.spec(Data('digits'))
     config.model.options = {'widths': (4, 4, 8), 'hidden': 8, 'norm': 'batch'}
     config.model.dtype = 'bfloat16'
     config.data.batch_size, config.optimizer.accumulate, config.mesh.fsdp = 32, 2, 2

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import launch
 from cnn import models
-from cnn.config import Experiment, InputError
+from cnn.config import Data, Experiment, InputError
 from cnn.data import sources
 from cnn.inspection import describe
 from cnn.training import program, sharding
@@ -139,7 +139,7 @@ def test_what_the_gradient_keeps_is_counted_without_arguments():
 @pytest.mark.parametrize('decay', [None, 0.9])
 @pytest.mark.parametrize('optimizer', ['sgd', 'adamw'])
 def test_the_memory_of_a_state_is_that_of_training(optimizer, decay):
-    config, spec = Experiment(), sources.spec('digits')
+    config, spec = Experiment(), sources.spec(Data('digits'))
     config.model.options, config.optimizer.name, config.ema.decay = {'norm': 'batch'}, optimizer, decay
     config = program.resolve(config, spec)
     built, _ = program.build(config, spec, 1000, sharding.make_mesh(config))
@@ -150,7 +150,7 @@ def test_the_memory_of_a_state_is_that_of_training(optimizer, decay):
 
 
 def test_activations_grow_with_the_microbatch():
-    config, spec = Experiment(), sources.spec('digits')
+    config, spec = Experiment(), sources.spec(Data('digits'))
     config = program.resolve(config, spec)
 
     def activations(batch_size, accumulate):
