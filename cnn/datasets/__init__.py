@@ -1,6 +1,7 @@
-"""Data sets that prepare themselves, with no network and no TensorFlow; `x.py` holds data set `x`.
+"""Data sets that prepare themselves, without TensorFlow; `x.py` holds data set `x`.
 
-Each module has a `Builder`, a TFDS builder named like the file that says its NUM_EXAMPLES by split.
+`digits` and `digit_scenes` are made here; the others come from their official archives, which are downloaded or lie in
+a directory. Each module has a `Builder`, a TFDS builder named like the file that says its NUM_EXAMPLES by split.
 """
 
 import contextlib
@@ -19,11 +20,14 @@ def files() -> dict[str, pathlib.Path]:
     return {file.stem: file for file in sorted(pathlib.Path(__file__).parent.glob('[!_]*.py'))}
 
 
-def prepare(builder: Any) -> None:
+def prepare(builder: Any, archives: str | None = None) -> None:
     """Writes the records of a data set; where several processes want it at once, one does and the others wait.
 
+    Args:
+      archives: a directory with the official archives, in place of the network.
+
     Raises:
-      InputError: a full disk, or a data directory that cannot be written to.
+      InputError: a full disk, a data directory that cannot be written to, archives that cannot be had.
     """
     import tensorflow_datasets as tfds
 
@@ -39,6 +43,7 @@ def prepare(builder: Any) -> None:
             for left in directory.parent.glob('incomplete.*'):  # by a process that was killed
                 shutil.rmtree(left)
             logging.getLogger(__name__).info('preparing %s in %s', builder.info.full_name, directory)
+            builder.archives = archives
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()

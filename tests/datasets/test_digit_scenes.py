@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
+from cnn.config import Data
 from cnn.data import sources
 from cnn.datasets import digit_scenes, digits
 
@@ -21,12 +22,12 @@ def differ(one, other):
 
 @pytest.fixture(scope='module')
 def test_split():
-    return sources.load('digit_scenes', 'test', FIELDS).arrays()
+    return sources.load(Data('digit_scenes'), 'test', FIELDS).arrays()
 
 
 def test_spec():
     for name, size, slots in [('digit_scenes', 64, 5), ('digit_scenes/64', 64, 5), ('digit_scenes/128', 128, 10)]:
-        spec = sources.spec(name)
+        spec = sources.spec(Data(name))
         assert spec.shapes == {
             'image': (size, size, 1),
             'boxes': (slots, 4),
@@ -40,7 +41,7 @@ def test_spec():
 
 
 def test_arrays_are_as_the_spec_says(test_split):
-    spec = sources.spec('digit_scenes')
+    spec = sources.spec(Data('digit_scenes'))
     assert {field: array.shape for field, array in test_split.items()} == {
         field: (500, *shape) for field, shape in spec.shapes.items()
     }
@@ -77,7 +78,7 @@ def test_digits_stand_out_and_background_is_not_empty(test_split):
 
 @pytest.mark.parametrize('split', digit_scenes.NUM_SCENES)
 def test_prepared_scenes_are_made_of_their_own_writers(split):
-    source = sources.load('digit_scenes', split, FIELDS)
+    source = sources.load(Data('digit_scenes'), split, FIELDS)
     for index in (0, 1, len(source) - 1):
         for field, array in scene(split, index).items():
             np.testing.assert_array_equal(source[index][field], array)
