@@ -2,83 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnn import config
 from cnn.data import augment
-
-
-def scene_batch(count=6, height=7, width=9):
-    generator = np.random.default_rng(0)
-    masks = np.zeros((count, 2, height, width), np.uint8)
-    masks[:, 0, 2:4, 3:6] = 1
-    masks[:, 1, 5:7, 0:2] = 1
-    return {
-        'image': jnp.asarray(generator.integers(1, 256, (count, height, width, 1)), jnp.float32),
-        'semantic': jnp.asarray(masks[:, 0] * 3 + masks[:, 1] * 5),
-        'instance_masks': jnp.asarray(masks),
-        'boxes': jnp.tile(jnp.array([[3.0, 2, 6, 4], [0, 5, 2, 7]]), (count, 1, 1)),
-        'box_labels': jnp.tile(jnp.array([2, 4]), (count, 1)),
-    }
-
-
-def box_of(mask):
-    rows, columns = np.nonzero(mask)
-    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
-
-
-def test_shift_moves_whole_pixels_within_the_limit_and_black_comes_in():
-    image = np.random.default_rng(1).uniform(1, 2, (64, 8, 8, 1)).astype(np.float32)
-    shifted = np.asarray(augment.shift({'image': jnp.asarray(image)}, jax.random.key(0), 2)['image'])
-    padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    offsets = []
-    for example, moved in zip(padded, shifted, strict=True):
-        matches = [(y, x) for y in range(5) for x in range(5) if (example[y : y + 8, x : x + 8] == moved).all()]
-        offsets += matches
-        assert len(matches) == 1
-    assert set(offsets) == {(y, x) for y in range(5) for x in range(5)}  # all 25 occur among 64
-
-
-def test_shift_takes_a_traced_limit_and_zero_moves_nothing():
-    batch = scene_batch()
-    shift = jax.jit(augment.shift)
-    for limit in (0, 1, 3):
-        for field, value in augment.shift(batch, jax.random.key(5), limit).items():
-            np.testing.assert_array_equal(shift(batch, jax.random.key(5), limit)[field], value)
-    for field, value in shift(batch, jax.random.key(5), 0).items():
-        np.testing.assert_array_equal(value, batch[field])
-
-
-@pytest.mark.parametrize('operation', [augment.shift, augment.flip])
-def test_masks_and_boxes_move_with_their_images(operation):
-    batch = scene_batch(count=40)
-    moved = {field: np.asarray(value) for field, value in operation(batch, jax.random.key(2), 3).items()}
-    assert (moved['image'] != np.asarray(batch['image'])).any()
-    for index in range(40):
-        # A pixel of the image says where it came from: values are unique enough to be followed.
-        inside = moved['semantic'][index] != 255
-        first, second = moved['instance_masks'][index]
-        np.testing.assert_array_equal(moved['semantic'][index][inside], (first * 3 + second * 5)[inside])
-        np.testing.assert_array_equal(moved['image'][index, ..., 0] > 0, inside)
-        for mask, box, label in zip((first, second), moved['boxes'][index], moved['box_labels'][index], strict=True):
-            expected = box_of(mask)
-            assert (label == -1) == (expected is None)
-            if expected:
-                np.testing.assert_array_equal(box, expected)
-        ink = moved['image'][index, ..., 0][first.astype(bool)]
-        assert set(ink) <= set(np.asarray(batch['image'])[index, 2:4, 3:6].ravel())
-
-
-def test_flip_mirrors_about_half_of_the_images():
-    image = jnp.arange(400 * 6.0).reshape(400, 1, 6, 1)
-    flipped = augment.flip({'image': image}, jax.random.key(0), None)['image']
-    mirrored = (flipped == image[:, :, ::-1]).all((1, 2, 3))
-    assert (mirrored | (flipped == image).all((1, 2, 3))).all()
-    assert 160 < mirrored.sum() < 240
-
-
-def test_flip_leaves_the_place_of_missing_boxes_alone():
-    batch = {**scene_batch(), 'box_labels': jnp.tile(jnp.array([2, -1]), (6, 1)), 'boxes': jnp.zeros((6, 2, 4))}
-    np.testing.assert_array_equal(augment.flip(batch, jax.random.key(0), None)['boxes'][:, 1], 0)
 
 
 def test_prepare_scales_resizes_and_normalises():
@@ -90,13 +17,6 @@ def test_prepare_scales_resizes_and_normalises():
     resized = augment.prepare({'image': jnp.asarray(image)}, None, {}, data=data, augment=config.Augment())['image']
     assert resized.shape == (2, 8, 12, 3)
     np.testing.assert_allclose(resized.mean((1, 2)), image.mean((1, 2)) / 255, atol=0.03)
-
-
-def test_resize_moves_masks_and_boxes_in_proportion():
-    batch = augment.resize(scene_batch(), (14, 27))
-    assert batch['semantic'].shape == (6, 14, 27)
-    for mask, box in zip(batch['instance_masks'][0], batch['boxes'][0], strict=True):
-        np.testing.assert_array_equal(box, box_of(mask))
 
 
 def test_prepared_spec_is_what_prepare_makes():
@@ -111,3 +31,113 @@ def test_prepared_spec_is_what_prepare_makes():
     assert found.normalized
     with pytest.raises(config.InputError, match='1 numbers'):
         augment.prepared_spec(spec, config.Data(mean=(0.5, 0.5), std=(1.0, 1.0)))
+
+
+def prepared(batch, structure=None, key=None, spec=None, **fields):
+    config_ = config.Experiment() if structure is None else structure
+    for path, value in fields.items():
+        config.set_value(config_, path.replace('__', '.'), value)
+    shapes = {field: value.shape[1:] for field, value in batch.items()}
+    spec = spec or config.Spec(shapes, {'image': 'uint8'}, {}, {})
+    structure, numbers = config.split_numbers(config_)
+    prepare = jax.jit(augment.preparation(structure, spec))
+    return prepare(batch, key, {**numbers, 'seed': 3})
+
+
+def pictures(count=4, height=12, width=16, channels=3):
+    generator = np.random.default_rng(5)
+    return {'image': jnp.asarray(generator.integers(0, 256, (count, height, width, channels), np.uint8))}
+
+
+def test_channels_become_grey_or_coloured_as_in_pillow():
+    batch = pictures()
+    grey = prepared(batch, data__channels=1)['image']
+    for image, picture in zip(grey, np.asarray(batch['image']), strict=True):
+        np.testing.assert_allclose(image[..., 0] * 255, np.asarray(Image.fromarray(picture).convert('L')), atol=0.51)
+    coloured = prepared(pictures(channels=1), data__channels=3)['image']
+    np.testing.assert_array_equal(coloured, jnp.repeat(pictures(channels=1)['image'] / 255, 3, -1))
+    assert prepared(pictures(channels=1), data__channels=1)['image'].shape == (4, 12, 16, 1)
+
+
+def test_training_and_evaluation_have_their_own_sizes():
+    sizes = {'data__image_size': (8, 10), 'data__test_size': (6, 7), 'augment__flip': True}
+    for resize in ('stretch', 'crop'):
+        for key, size in ((jax.random.key(0), (8, 10)), (None, (6, 7))):
+            assert prepared(pictures(), key=key, data__resize=resize, **sizes)['image'].shape[1:3] == size
+    stretched, middle = (
+        prepared(pictures(), data__image_size=(12, 12), data__resize=resize)['image'] for resize in ('stretch', 'crop')
+    )
+    assert abs(stretched - middle).max() > 0.1
+    same = prepared(pictures(), data__image_size=(12, 16), data__resize='crop', data__resize_side=20)['image']
+    np.testing.assert_array_equal(same, pictures()['image'] / 255)  # it was brought to this size where it was read
+
+
+def test_crops_are_made_here_unless_pictures_differ_in_size():
+    key, crops = jax.random.key(0), {'augment__crop_scale': (0.1, 0.5), 'data__image_size': (12, 16)}
+    image = pictures()['image'] / 255
+    assert abs(prepared(pictures(), key=key, **crops)['image'] - image).max() > 0.1
+    ragged = config.Spec({'image': (-1, -1, 3)}, {'image': 'uint8'}, {}, {})
+    np.testing.assert_array_equal(prepared(pictures(), key=key, spec=ragged, **crops)['image'], image)
+    np.testing.assert_array_equal(prepared(pictures(), key=None, **crops)['image'], image)
+
+
+ALL = {
+    'augment__shift': 2, 'augment__flip': True, 'augment__alternating_flip': True, 'augment__translate': 0.1,
+    'augment__rotate': 10.0, 'augment__shear': 5.0, 'augment__brightness': 0.3, 'augment__contrast': 0.3,
+    'augment__saturation': 0.3, 'augment__hue': 0.1, 'augment__policy': 'randaugment', 'augment__num_operations': 1,
+    'augment__erase': 0.5, 'augment__mixup': 0.2, 'augment__cutmix': 1.0,
+}  # fmt: skip
+
+
+def test_every_operation_counts_and_is_pure_in_the_key():
+    batch = {
+        **pictures(8),
+        'label': jnp.arange(8),
+        'valid': jnp.ones(8, bool),
+        'index': jnp.arange(8),
+        'epoch': jnp.zeros(8, jnp.int32),
+    }
+    everything = prepared(batch, key=jax.random.key(1), **ALL)['image']
+    assert np.isfinite(everything).all()  # split_numbers leaves NaN where a number would be compiled in
+    np.testing.assert_array_equal(prepared(batch, key=jax.random.key(1), **ALL)['image'], everything)
+    assert (prepared(batch, key=jax.random.key(2), **ALL)['image'] != everything).any()
+    for path in ('augment__shift', 'augment__alternating_flip', 'augment__rotate', 'augment__hue', 'augment__erase'):
+        alone = prepared(batch, key=jax.random.key(1), **{path: ALL[path]})['image']
+        assert (alone != batch['image'] / 255).any(), path
+    np.testing.assert_array_equal(prepared(batch, **ALL)['image'], batch['image'] / 255)  # without a key
+
+
+def test_an_operation_draws_the_same_whatever_else_is_on():
+    key = jax.random.key(1)
+    shifted = prepared(pictures(), key=key, augment__shift=3)['image']
+    both = prepared(pictures(), key=key, augment__shift=3, augment__flip=True)['image']
+    for one, other in zip(shifted, both, strict=True):
+        assert (one == other).all() or (one[:, ::-1] == other).all()
+
+
+def test_the_spec_says_what_is_missing():
+    spec = config.Spec({'image': (-1, -1, -1), 'semantic': (-1, -1)}, {'image': 'uint8'}, {}, {})
+    with pytest.raises(config.InputError, match=r'config\.data\.image_size'):
+        augment.prepared_spec(spec, config.Data())
+    with pytest.raises(config.InputError, match=r'config\.data\.channels'):
+        augment.prepared_spec(spec, config.Data(image_size=(4, 5)))
+    found = augment.prepared_spec(spec, config.Data(image_size=(4, 5), test_size=(6, 6), channels=3))
+    assert found.shapes == {'image': (4, 5, 3), 'semantic': (4, 5)}
+
+
+def test_every_operation_has_a_key_of_its_own(monkeypatch):
+    seen = []
+
+    def record(batch, key, *_):
+        seen.append(jax.random.key_data(key).tolist())
+        return batch
+
+    for table in ('IMAGE', 'INPUT'):
+        recorded = tuple(operation._replace(function=record) for operation in getattr(augment, table))
+        monkeypatch.setattr(augment, table, recorded)
+    structure = config.Experiment()
+    for path, value in ALL.items():
+        config.set_value(structure, path.replace('__', '.'), value)
+    numbers = {'augment': {}, 'seed': 0}
+    augment.prepare(pictures(), jax.random.key(0), numbers, data=structure.data, augment=structure.augment)
+    assert len(seen) == len({tuple(key) for key in seen}) == len(augment.IMAGE) + len(augment.INPUT)

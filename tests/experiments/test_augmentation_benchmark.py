@@ -1,0 +1,45 @@
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+from cnn import config
+from experiments.benchmarks import augmentation, sidebyside
+
+
+def test_every_policy_and_operation_of_images_has_a_row():
+    fields = {field for row in augmentation.ROWS.values() for field in row}
+    for field in ('flip', 'shift', 'crop_scale', 'translate', 'rotate', 'shear', 'brightness', 'contrast', 'hue'):
+        assert field in fields
+    policies = {row.get('policy') for row in augmentation.ROWS.values()} - {None}
+    assert policies == set(config.CHOICES['augment.policy']) - {'none'}
+
+
+@pytest.mark.parametrize('name', ['shift', 'invert'])
+def test_jax_and_pillow_change_the_same_images(name, monkeypatch):
+    monkeypatch.setattr(augmentation, 'COUNT', 8)
+    ours = augmentation.jax_case(name, sidebyside.Options(device='cpu'), None)()
+    ours = np.asarray(ours['image'] if isinstance(ours, dict) else ours)
+    theirs = np.stack([np.asarray(picture) for picture in augmentation.pillow_case(name)()])
+    assert ours.shape == theirs.shape == (8, 32, 32, 3)
+    assert (theirs != augmentation.images()).any()
+    if name == 'invert':
+        np.testing.assert_allclose(ours * 255, theirs, atol=1e-3)
+
+
+def test_it_says_that_torchvision_is_missing_and_measures_the_rest(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'torchvision' else find(name))
+    monkeypatch.setattr(augmentation, 'COUNT', 8)
+    monkeypatch.setattr(sidebyside, 'BLOCK', 0.001)
+    monkeypatch.setattr(sidebyside, 'parse', lambda parser: parser.parse_args())
+    monkeypatch.setattr(sys, 'argv', ['augmentation', '--only=invert', '--rounds=1'])
+    augmentation.main()
+    said = capsys.readouterr().out
+    assert augmentation.MISSING in said
+    row = said.splitlines()[-1].split()
+    assert row[0] == 'invert'
+    assert float(row[1]) > 0
+    assert float(row[2]) > 0
+    assert row[4:] == ['-', '-', '-', '-']
