@@ -3,25 +3,51 @@
 There is no iterator state: a run resumes at a step by asking for that step.
 """
 
+import concurrent.futures
 import contextlib
 import functools
+import logging
+import os
+import queue
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cnn.config import Data, InputError, RunFailed, Spec
+from cnn.data import fitting
+from cnn.data.decoding import Unreadable
+from cnn.data.fitting import Fit
 from cnn.data.sources import Source
 
-Indices = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> (indices, valid), of the whole batch
-
 RESIDENT_BYTES = 1 << 30  # a larger split streams
+AHEAD = 2  # batches on the device before they are used
+NAMED = 3  # unreadable examples in a message
+MOST_THREADS = 16
 
 
-def train_indices(num_examples: int, batch_size: int, seed: int) -> Indices:
-    """Which examples each step trains on: epoch after epoch in new orders; a batch may span two epochs."""
-    return functools.partial(_train_indices, num_examples, batch_size, seed)
+class Rows(NamedTuple):
+    """What a batch, or a part of one, is made of; row by row."""
+
+    indices: np.ndarray  # of examples
+    valid: np.ndarray  # False: padding
+    epochs: np.ndarray | None = None  # in training
+    positions: np.ndarray | None = None  # in the stream of training examples
+
+
+Indices = Callable[[int], Rows]  # step -> the rows of the whole batch
+
+
+def train_indices(num_examples: int, batch_size: int, seed: int, repeats: int = 1) -> Indices:
+    """Which examples each step trains on: epoch after epoch in new orders; a batch may span two epochs.
+
+    With repeats (Hoffer et al. 2020) each stands that many times in a row, and an epoch has as many rows as before:
+    of each order the first part is used, as by the samplers of torchvision and timm.
+    """
+    return functools.partial(_train_indices, num_examples, batch_size, seed, repeats)
 
 
 def eval_indices(num_examples: int, batch_size: int) -> Indices:
@@ -29,10 +55,11 @@ def eval_indices(num_examples: int, batch_size: int) -> Indices:
     return functools.partial(_eval_indices, num_examples, batch_size)
 
 
-def _train_indices(num_examples: int, batch_size: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    epochs, positions = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
-    orders = [_order(num_examples, seed, epoch)[positions[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
-    return np.concatenate(orders), np.ones(batch_size, bool)
+def _train_indices(num_examples: int, batch_size: int, seed: int, repeats: int, step: int) -> Rows:
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, places = np.divmod(positions // repeats, -(-num_examples // repeats))
+    orders = [_order(num_examples, seed, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+    return Rows(np.concatenate(orders), np.ones(batch_size, bool), epochs, positions)
 
 
 @functools.lru_cache(maxsize=4)
@@ -41,10 +68,10 @@ def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(num_examples), kind='stable')
 
 
-def _eval_indices(num_examples: int, batch_size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _eval_indices(num_examples: int, batch_size: int, step: int) -> Rows:
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     valid = positions < num_examples
-    return np.where(valid, positions, 0), valid
+    return Rows(np.where(valid, positions, 0), valid)
 
 
 def num_eval_steps(num_examples: int, batch_size: int) -> int:
@@ -56,45 +83,216 @@ class Batches:
     """Batches of a source as global arrays, divided over the mesh by their first axis.
 
     Resident, the whole split lies on every device and a batch is gathered there; otherwise it is read by Grain, this
-    process's share only, ahead of its use. Both give the same bits.
+    process's share only, ahead of its use. Both give the same bits. Training batches have `index` and `epoch` too.
+    An example that can't be read is a row of zeros, not valid.
+
+    Attributes:
+      notes: what the source left out of its data set or changed, by kind.
+      unreadable: the messages of the examples that could not be read so far, by index.
+
+    Raises:
+      InputError: examples of different sizes with no size given.
+      RunFailed: while batches are made, for more than data.max_unreadable examples that can't be read.
     """
 
-    def __init__(self, source: Source, sharding: NamedSharding, resident: bool | None, workers: int = 0):
-        self._source, self._sharding, self._workers = source, sharding, workers
-        self.num_examples, self.fingerprint = len(source), source.fingerprint
-        size = sum(array.nbytes for array in source[0].values()) * len(source)
-        self.resident = size <= RESIDENT_BYTES if resident is None else resident
-        if self.resident:
-            replicated = NamedSharding(sharding.mesh, PartitionSpec())
-            self._arrays = jax.device_put(source.arrays(), replicated)
-            self._gather = jax.jit(_gather, out_shardings=sharding)
+    def __init__(self, source: Source, sharding: NamedSharding, data: Data, fit: Fit = Fit()):  # noqa: B008  (frozen)
+        self._source, self._sharding, self._data, self._fit = source, sharding, data, fit
+        self._specs = {training: fitting.fitted_spec(source.spec, data, training) for training in (True, False)}
+        for field, shape in self._specs[True].shapes.items():
+            if -1 in shape:
+                raise InputError(f'{field} differs in shape between examples, as only pictures and signals may')
+        self._report: Callable[[str], None] = logging.getLogger(__name__).warning
+        self._arrays: dict[Any, Any] = {}  # by the size of their pictures
+        self._gather = jax.jit(_gather, out_shardings=sharding)
+        self.num_examples, self.fingerprint, self.notes = len(source), source.fingerprint, source.notes
+        self.unreadable: dict[int, str] = {}
+
+    def resident(self, training: bool) -> bool:
+        """Whether the split lies on the devices for training, or for evaluation."""
+        if training and fitting.is_ragged(self._source.spec) and self._fit.crop_scale:
+            return False
+        if self._data.resident is not None:
+            return self._data.resident
+        return self.num_examples * _example_bytes(self._specs[training]) <= RESIDENT_BYTES
+
+    def report(self, function: Callable[[str], None]) -> None:
+        """Has each unreadable example told to `function`, those that were found before too."""
+        self._report = function
+        for message in self.unreadable.values():
+            function(message)
 
     def __call__(self, indices: Indices, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of steps start..stop-1."""
-        if not self.resident:
-            return self._stream(indices, start, stop)
-        return (self._gather(self._arrays, *indices(step)) for step in range(start, stop))
+        training = indices(start).positions is not None
+        if self.resident(training):
+            arrays = self._load(training)
+            return (self._gather(arrays, *_int32(indices(step))) for step in range(start, stop))
+        return Ahead(self._stream(indices, start, stop, self._specs[training]))
 
-    def _stream(self, indices: Indices, start: int, stop: int) -> Iterator[dict[str, jax.Array]]:
+    def _load(self, training: bool) -> Any:
+        """The whole split on every device, and which examples could be read; once for each size."""
+        spec = self._specs[training]
+        size = spec.shapes.get('image', ())
+        if size not in self._arrays:
+            rows = Rows(np.arange(self.num_examples), np.ones(self.num_examples, bool))
+            arrays, valid = self._stacked(spec), rows.valid
+            if arrays is None:
+                with concurrent.futures.ThreadPoolExecutor() as pool:
+                    arrays, messages = _read_rows(self._source, spec, self._fit, rows, pool.map)
+                valid = arrays.pop('valid')
+                self._note(messages)
+            replicated = NamedSharding(self._sharding.mesh, PartitionSpec())
+            self._arrays[size] = jax.device_put((arrays, valid), replicated)
+        return self._arrays[size]
+
+    def _stacked(self, spec: Spec) -> Any:
+        """All examples as the source stacks them; None where they differ in size or some can't be read."""
+        if spec.shapes != self._source.spec.shapes:
+            return None
+        try:
+            return self._source.arrays()
+        except Unreadable:
+            return None
+
+    def _stream(self, indices: Indices, start: int, stop: int, spec: Spec) -> Iterator[dict[str, jax.Array]]:
         import grain
 
         # One record of Grain's is a whole batch: its threads cost more than they give on single small examples.
-        read = functools.partial(_read, self._source, indices, jax.process_index(), jax.process_count())
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        share = jax.process_index(), jax.process_count()
+        read = functools.partial(_read, self._source, spec, self._fit, indices, *share)
+        threads = _threads(self._source.spec, self._data.workers)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
         stream = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
-        if self._workers:
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        if self._data.workers:
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._data.workers))
         with contextlib.closing(iter(stream)) as iterator:
-            for batch in iterator:
+            for batch, messages in iterator:
+                self._note(messages)
                 yield jax.tree.map(functools.partial(jax.make_array_from_process_local_data, self._sharding), batch)
 
+    def _note(self, messages: dict[int, str]) -> None:
+        for index, message in sorted(messages.items()):
+            if index not in self.unreadable:
+                self.unreadable[index] = message
+                self._report(message)
+        most = self._data.max_unreadable
+        if len(self.unreadable) > most:
+            named = '; '.join(list(self.unreadable.values())[:NAMED])
+            raise RunFailed(
+                f'more examples cannot be read ({len(self.unreadable)}) than config.data.max_unreadable={most}: {named}'
+                + (' ...' if len(self.unreadable) > NAMED else '')
+            )
 
-def _gather(arrays: Any, indices: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-    return {**jax.tree.map(lambda array: array[indices], arrays), 'valid': valid}
+
+class Ahead:
+    """An iterator whose next items a thread makes ahead of their use."""
+
+    def __init__(self, items: Iterator[Any], depth: int = AHEAD):
+        self._made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=_make, args=(items, self._made, self._stop), daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next item need not be waited for."""
+        return not self._made.empty()
+
+    def __iter__(self) -> 'Ahead':
+        return self
+
+    def __next__(self) -> Any:
+        if self._stop.is_set():
+            raise StopIteration
+        item, error = self._made.get()
+        if error is not None:
+            self._stop.set()
+            raise error
+        return item
+
+    def close(self) -> None:
+        """Ends the thread, and what it reads from."""
+        self._stop.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._made.get_nowait()
+        self._thread.join()
+
+    def __del__(self) -> None:
+        self.close()
 
 
-def _read(source: Source, indices: Indices, process: int, num_processes: int, step: int) -> dict[str, np.ndarray]:
-    """One process's share of a batch."""
-    chosen, valid = (np.array_split(array, num_processes)[process] for array in indices(step))
-    examples = [source[int(index)] for index in chosen]
-    return {**{field: np.stack([example[field] for example in examples]) for field in examples[0]}, 'valid': valid}
+def _make(items: Iterator[Any], made: 'queue.Queue[tuple[Any, BaseException | None]]', stop: threading.Event) -> None:
+    """Puts the items, and at last the error that ended them. It knows no Ahead, which is closed when it is let go."""
+    error: BaseException = StopIteration()
+    try:
+        for item in items:
+            made.put((item, None))
+            if stop.is_set():
+                break
+    except Exception as raised:
+        error = raised
+    finally:
+        getattr(items, 'close', lambda: None)()
+    if not stop.is_set():
+        made.put((None, error))
+
+
+def _example_bytes(spec: Spec) -> int:
+    return sum(int(np.prod(shape)) * np.dtype(spec.dtypes[field]).itemsize for field, shape in spec.shapes.items())
+
+
+def _int32(rows: Rows) -> tuple[Any, ...]:
+    return tuple(
+        values.astype(np.int32) if values is not None and values.dtype == np.int64 else values for values in rows[:3]
+    )
+
+
+def _gather(resident: Any, indices: jax.Array, valid: jax.Array, epochs: jax.Array | None) -> dict[str, jax.Array]:
+    arrays, readable = resident
+    batch = {**jax.tree.map(lambda array: array[indices], arrays), 'valid': valid & readable[indices]}
+    return batch if epochs is None else {**batch, 'index': indices, 'epoch': epochs}
+
+
+def _read(
+    source: Source, spec: Spec, fit: Fit, indices: Indices, process: int, num_processes: int, step: int
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """One process's share of a batch, and why the examples in it that can't be read can't."""
+    share = (None if values is None else np.array_split(values, num_processes)[process] for values in indices(step))
+    rows = Rows._make(share)
+    batch, messages = _read_rows(source, spec, fit, rows, map)
+    if rows.epochs is not None:
+        batch |= {'index': rows.indices.astype(np.int32), 'epoch': rows.epochs.astype(np.int32)}
+    return batch, messages
+
+
+def _read_rows(
+    source: Source, spec: Spec, fit: Fit, rows: Rows, apply: Callable[..., Any]
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """These rows, zeros where an example can't be read, and the reasons by index; `apply` is a `map`."""
+    count = len(rows.indices)
+    batch = {field: np.zeros((count, *shape), spec.dtypes[field]) for field, shape in spec.shapes.items()}
+    batch['valid'] = rows.valid.copy()
+    positions = [None] * count if rows.positions is None else rows.positions.tolist()
+
+    def read(index: int, position: int | None) -> dict[str, Any] | Unreadable:
+        try:
+            return fitting.example(source, index, spec, fit, position)
+        except Unreadable as error:
+            return error
+
+    messages = {}
+    for row, found in enumerate(apply(read, rows.indices.tolist(), positions)):
+        if isinstance(found, Unreadable):
+            batch['valid'][row] = False
+            messages[int(rows.indices[row])] = str(found)
+            continue
+        for field in spec.shapes:
+            batch[field][row] = found[field]
+    return batch, messages
+
+
+def _threads(spec: Spec, workers: int) -> int:
+    """That read in a process, each a batch: small examples gain nothing from more, pictures of files do."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return 1 if workers else min(cores, MOST_THREADS) if fitting.is_ragged(spec) else 2

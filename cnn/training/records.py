@@ -2,11 +2,13 @@
 
 run.json         resolved configuration, command, code, versions, devices, data; a list of what was changed on resuming
 metrics.jsonl    a row for a step: values that are a function of the configuration alone
-timings.jsonl    a row for a step: seconds, examples per second
+timings.jsonl    a row for a step: seconds, examples per second, the share of the time that steps waited for data
 tensorboard/     both again, as events
 checkpoints/     see checkpoints.py
+notes_SPLIT.txt  what the data set left out or changed, such as boxes that reach outside their pictures
+unreadable.txt   a line for each example that could not be read: its file and the reason
 curves.png, ...  pictures, once the run is done
-DONE.json        step, best step, metrics, seconds, examples per second
+DONE.json        step, best step, metrics, seconds, examples per second, the share of time that steps waited for data
 """
 
 import contextlib
@@ -21,8 +23,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +34,7 @@ from cnn import config as configuration
 from cnn import pictures
 from cnn.config import Experiment, InputError, RunFailed
 
+T = TypeVar('T')
 PACKAGES = (
     'jax',
     'jaxlib',
@@ -41,6 +44,8 @@ PACKAGES = (
     'grain',
     'tensorflow-datasets',
     'numpy',
+    'Pillow',
+    'simplejpeg',
     'ml_collections',
 )
 
@@ -70,7 +75,8 @@ class RunFolder:
     def begin(self, config: Experiment, command: list[str], data: dict[str, str]) -> None:
         """Writes run.json, or checks it against what the folder holds and notes what differs.
 
-        `data` holds the fingerprints of the splits. Raises InputError for differences that would make it another run.
+        `data` holds the fingerprints of the splits, and of the teacher. Raises InputError for differences that would
+        make it another run.
         """
         record = read_json(self.path / 'run.json')
         entry: dict[str, Any] = {
@@ -105,7 +111,8 @@ class RunFolder:
                 )
         for split, digest in data.items():
             if record['data'].get(split) != digest:
-                raise InputError(f'--workdir={self.path}: the data of split {split!r} changed since the run began')
+                what = 'the teacher' if split == 'teacher' else f'the data of split {split!r}'
+                raise InputError(f'--workdir={self.path}: {what} changed since the run began')
         now = {name: [record[name], value] for name, value in environment.items() if record[name] != value}
         return {**{f'config.{path}': list(pair) for path, pair in changes.items()}, **now}
 
@@ -124,6 +131,22 @@ class RunFolder:
         Image.fromarray(array).save(temporary, format='png')
         temporary.rename(self.path / f'{name}.png')
 
+    def unreadable(self, message: str) -> None:
+        """Adds a line to unreadable.txt, once."""
+        path = self.path / 'unreadable.txt'
+        if not path.exists() or message not in path.read_text().splitlines():
+            with open(path, 'a') as file:
+                file.write(message + '\n')
+
+    def list_notes(self, split: str, notes: Mapping[str, Sequence[str]]) -> None:
+        """Writes what a data set left out or changed, such as boxes outside their pictures, to notes_SPLIT.txt."""
+        lines = [
+            f'{kind}: {len(entries)}\n' + ''.join(f'  {entry}\n' for entry in entries)
+            for kind, entries in notes.items()
+        ]
+        if lines:
+            _write(self.path / f'notes_{split}.txt', ''.join(lines))
+
     def finish(self, result: dict[str, Any]) -> None:
         """Draws the curves and writes DONE.json, the last thing that a run does."""
         self.picture('curves', pictures.curves(read_rows(self.path / 'metrics.jsonl')))
@@ -141,6 +164,8 @@ class Recorder:
         self._bar = tqdm(total=total, initial=start, unit='step', disable=None, dynamic_ncols=True)
         self._batch_size = batch_size
         self._began = self._since = time.monotonic()
+        self._waited = 0.0
+        self.running: Any = None  # what the last step gives, on the devices
         self._path, self._earlier, self._step = path, seconds, start
 
     @property
@@ -160,11 +185,31 @@ class Recorder:
     def tick(self, step: int) -> None:
         """Records how long the steps since the last call took, pauses apart."""
         seconds = time.monotonic() - self._since
-        rate = self._batch_size * (step - self._step) / max(seconds, 1e-9)
-        self._write('timings', {'step': step, 'seconds': seconds, 'examples_per_second': rate})
+        rate, waiting = self._batch_size * (step - self._step) / max(seconds, 1e-9), self._waited / max(seconds, 1e-9)
+        self._write('timings', {'step': step, 'seconds': seconds, 'examples_per_second': rate, 'waiting': waiting})
         self._events.add_scalar('timing/examples_per_second', rate, step)
+        self._events.add_scalar('timing/waiting', waiting, step)
+        self._waited = 0.0
         self._bar.update(step - self._step)
         self._since, self._step = time.monotonic(), step
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches. Waiting is the time in which the next one is not there and the devices are done with `running`.
+
+        Where it is there, nothing waits for the devices: steps are dispatched ahead of them.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(getattr(batches, 'close', lambda: None))
+            while True:
+                if not getattr(batches, 'ready', True):
+                    jax.block_until_ready(self.running)
+                began = time.monotonic()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                self._waited += time.monotonic() - began
+                yield batch
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -174,9 +219,14 @@ class Recorder:
         self._since += time.monotonic() - began
 
     def totals(self) -> dict[str, float]:
-        """The run's seconds, and the median of its training speeds."""
-        rates = [row['examples_per_second'] for row in read_rows(self._path / 'timings.jsonl')]
-        return {'seconds': self.seconds, 'examples_per_second': statistics.median(rates)}
+        """The run's seconds, the median of its training speeds and the share of its steps' time spent waiting."""
+        rows = read_rows(self._path / 'timings.jsonl')
+        waited = sum(row.get('waiting', 0) * row['seconds'] for row in rows)
+        return {
+            'seconds': self.seconds,
+            'examples_per_second': statistics.median(row['examples_per_second'] for row in rows),
+            'waiting': waited / sum(row['seconds'] for row in rows),
+        }
 
     def _write(self, name: str, row: dict[str, Any]) -> None:
         self._files[name].write(json.dumps(row) + '\n')

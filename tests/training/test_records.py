@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import numpy as np
 import pytest
@@ -94,6 +95,73 @@ def test_values_in_rows_keep_their_bits_and_reach_tensorboard(tmp_path, capsys):
     assert found['validation/accuracy'] == 0.5
     assert found['timing/examples_per_second'] > 0
     assert capsys.readouterr().err == ''  # no terminal, no bar
+
+
+class Slow:
+    """Batches of which one is not there when it is asked for."""
+
+    def __init__(self):
+        self.left, self.ready, self.closed = 3, True, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.left:
+            raise StopIteration
+        self.left -= 1
+        if not self.ready:
+            time.sleep(0.2)
+        self.ready = self.left != 1
+        return self.left
+
+    def close(self):
+        self.closed = True
+
+
+class Running:
+    """What a step gives: done after a while."""
+
+    def __init__(self):
+        self.waited_for = 0
+
+    def block_until_ready(self):
+        self.waited_for += 1
+        time.sleep(0.3)
+        return self
+
+
+def test_the_time_counts_as_waiting_in_which_no_batch_is_there_and_nothing_runs(tmp_path):
+    recorder, batches = Recorder(tmp_path, start=0, total=3, batch_size=10, seconds=0.0), Slow()
+    recorder.running = running = Running()
+    assert list(recorder.timed(batches)) == [2, 1, 0]
+    assert running.waited_for == 1  # by the last batch alone: steps are dispatched ahead
+    assert batches.closed
+    recorder.tick(3)
+    (row,) = read_rows(tmp_path / 'timings.jsonl')
+    assert row['seconds'] > 0.5
+    assert 0.2 <= row['waiting'] * row['seconds'] < 0.29  # and not the 0.3 s in which a step ran
+    assert recorder.totals()['waiting'] == pytest.approx(row['waiting'])
+    recorder.tick(4)
+    assert read_rows(tmp_path / 'timings.jsonl')[1]['waiting'] == 0
+    recorder.close()
+
+
+def test_batches_are_closed_where_the_loop_ends_early(tmp_path):
+    recorder, batches = Recorder(tmp_path, start=0, total=3, batch_size=10, seconds=0.0), Slow()
+    for _ in recorder.timed(batches):
+        break
+    assert batches.closed
+    recorder.close()
+
+
+def test_unreadable_files_are_listed_once(tmp_path):
+    for _ in range(2):  # the same, after a resume
+        folder = None
+        folder = RunFolder(tmp_path)
+        for message in ('a.jpg: is empty', 'b.jpg: is truncated', 'a.jpg: is empty'):
+            folder.unreadable(message)
+    assert (tmp_path / 'unreadable.txt').read_text() == 'a.jpg: is empty\nb.jpg: is truncated\n'
 
 
 def read_events(path):
