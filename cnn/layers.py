@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from cnn.config import InputError, nearest
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose
-from cnn.ops.norm import batch_norm
+from cnn.ops.norm import grouped_batch_norm, statistics
 from cnn.ops.pool import avg_pool, max_pool
 
 Dtype = Any
@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation of [..., C] over all but the channels, with the variables of flax.linen.BatchNorm.
 
     Running statistics move by 1 - momentum of those of the batch, with the biased variance, and are at least float32.
-    Ioffe & Szegedy 2015.
+    Ioffe & Szegedy 2015. In training `cnn.ops.norm.forced` has it take groups of examples, or the running statistics.
     """
 
     use_running_average: bool
@@ -63,14 +63,16 @@ class BatchNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, wide)
         var = self.variable('batch_stats', 'var', jnp.ones, shape, wide)
-        if self.use_running_average:
+        groups, measured = statistics()
+        if self.use_running_average or not groups:
             multiplier = jax.lax.rsqrt(var.value + self.epsilon) * scale.astype(wide)
             y = (x.astype(wide) - mean.value) * multiplier + bias.astype(wide)
             return y.astype(self.dtype)
-        y, batch_mean, batch_var = batch_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+        y, batch_mean, batch_var = grouped_batch_norm(x.astype(self.dtype), scale, bias, self.epsilon, groups)
+        momentum = 0 if measured else self.momentum
         if not self.is_initializing():
             for running, current in ((mean, batch_mean), (var, batch_var)):
-                running.value = self.momentum * running.value + (1 - self.momentum) * current.astype(wide)
+                running.value = momentum * running.value + (1 - momentum) * current.astype(wide)
         return y
 
 

@@ -15,7 +15,8 @@ inside a step, so they may be used in arithmetic but not in `if`. What that make
                          optimizers by parameter path are one optax chain; one step
     diffusion            `jax.random.split(key)` for times and noise; `predict` samples, from EMA weights when EMA is on
     model called twice   _, state = apply(variables, a, ...); apply({**variables, **state}, b, ...): statistics thread
-    distillation         variables['teacher'] is a collection that the model does not touch and the step hands on
+    distillation         variables['teacher'] is a collection that the model does not touch and the step hands on;
+                         or an `apply` that lets another network read the same inputs (cnn/training/distillation.py)
     SAM                  jax.grad of the loss inside `loss`, then the loss again at params + stop_gradient(radius)
     accumulation         `loss` returns a sum and a count; the step divides once, whatever each microbatch ignored
 """

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,31 @@ import numpy as np
 import optax
 
 from cnn import pictures
-from cnn.config import Spec
+from cnn.config import Spec, nearest
 from cnn.tasks import Apply, Batch, Pictures, Totals, class_names, input_field, ratios
 
+CROSS_ENTROPIES = ('softmax', 'binary')
 MOST_CLASSES = 1000  # of a confusion matrix; with the 21,841 of all ImageNet it would fill a device
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """Softmax cross-entropy over the classes of `label`; reads an image, signal, token sequence or video."""
+    """Cross-entropy over the classes of `label`; reads an image, signal, token sequence or video.
+
+    Softmax; or binary, a sigmoid for each class and the mean over classes (Wightman et al. 2021). The target of a mixed
+    example has the share `mix` on its own label and the rest on `mixed_label`. Evaluation reports the same loss, with
+    targets that are neither smoothed nor mixed. Raises InputError for another cross-entropy.
+    """
 
     label_smoothing: float = 0.0  # this share of the target is spread evenly over all classes (Szegedy et al. 2016)
+    cross_entropy: str = 'softmax'  # softmax, binary
+    target_threshold: Optional[float] = None  # in training, targets above it become 1 and the others 0
 
     directions: ClassVar[Mapping[str, str]] = {'accuracy': 'max', 'loss': 'min'}
+
+    def __post_init__(self) -> None:
+        if self.cross_entropy not in CROSS_ENTROPIES:
+            raise nearest('cross_entropy of task classification', self.cross_entropy, CROSS_ENTROPIES)
 
     def fields(self, spec: Spec) -> tuple[str, ...]:
         return input_field(spec.shapes, 'classification'), 'label'
@@ -37,8 +49,7 @@ class Classification:
     def loss(self, apply: Apply, variables: Any, batch: Batch, key: jax.Array) -> Any:
         inputs = batch[input_field(batch, 'classification')]
         logits, model_state = apply(variables, inputs, train=True, key=key)  # [N, classes]
-        targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], logits.shape[-1]), self.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)  # [N]
+        losses = self._losses(logits, self._targets(batch, logits.shape[-1]))
         count = batch['valid'].sum()
         correct = (logits.argmax(-1) == batch['label']) & batch['valid']
         return ((losses * batch['valid']).sum(), count), (model_state, {'accuracy': (correct.sum(), count)})
@@ -50,7 +61,7 @@ class Classification:
     def metrics(self, predictions: dict[str, jax.Array], batch: Batch) -> Totals:
         valid, label, predicted = batch['valid'], batch['label'], predictions['label']
         count = valid.sum()
-        losses = optax.softmax_cross_entropy_with_integer_labels(predictions['logits'], label)
+        losses = self._losses(predictions['logits'], jax.nn.one_hot(label, predictions['logits'].shape[-1]))
         totals = {
             'accuracy': (((predicted == label) & valid).sum(), count),
             'loss': ((losses * valid).sum(), count),
@@ -83,6 +94,21 @@ class Classification:
             if misread:
                 drawings['misread'] = lambda: pictures.grid(images[misread], captions)
         return ratios(totals), drawings
+
+    def _targets(self, batch: Batch, num_classes: int) -> jax.Array:
+        """What training aims at [N, classes]: mixed, then smoothed, then cut at the threshold."""
+        targets = jax.nn.one_hot(batch['label'], num_classes)
+        if 'mixed_label' in batch:
+            own = batch['mix'][:, None]
+            targets = own * targets + (1 - own) * jax.nn.one_hot(batch['mixed_label'], num_classes)
+        targets = optax.smooth_labels(targets, self.label_smoothing)
+        return targets if self.target_threshold is None else (targets > self.target_threshold).astype(targets.dtype)
+
+    def _losses(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """The cross-entropy of each example [N]."""
+        if self.cross_entropy == 'binary':
+            return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+        return optax.softmax_cross_entropy(logits, targets)
 
 
 TASK = Classification

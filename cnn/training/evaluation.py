@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from cnn import config as configuration
 from cnn import pretrained, tasks
 from cnn.config import Experiment, InputError, Numbers, Spec
-from cnn.data import sources
+from cnn.data import fitting, sources
 from cnn.data.batches import Batches, eval_indices, num_eval_steps
 from cnn.pretrained import Imported, files
 from cnn.tasks import Pictures
@@ -20,15 +20,16 @@ from cnn.training import program as programs
 from cnn.training import sharding
 from cnn.training.checkpoints import Checkpoints
 from cnn.training.program import Program
+from cnn.training.recalibration import recalibrated
 from cnn.training.records import read_json
 from cnn.training.state import EVALUATE, TrainState, average, stream
 
 
 def open_split(config: Experiment, spec: Spec, split: str, mesh: Mesh) -> Batches:
-    """The batches of a split, with the fields that the task reads."""
+    """The batches of a split, with the fields that the task reads. Raises InputError where examples differ in size."""
     task = tasks.build(config.task.name, **config.task.options)
-    source = sources.load(config.data.name, split, task.fields(spec))
-    return Batches(source, sharding.batch_sharding(mesh), config.data.resident, config.data.workers)
+    source = sources.load(config.data, split, task.fields(spec))
+    return Batches(source, sharding.batch_sharding(mesh), config.data, fitting.fit(config, source.spec))
 
 
 def evaluate(
@@ -49,6 +50,27 @@ def evaluate(
     return program.task.summarize(totals, collected, program.spec)
 
 
+def features(
+    program: Program, numbers: Numbers, variables: Any, batches: Batches, batch_size: int
+) -> dict[str, np.ndarray]:
+    """What the head reads of a whole split: `features` [N, ...], and `label` and `index`, the place in the split."""
+    indices, stop = eval_indices(batches.num_examples, batch_size), num_eval_steps(batches.num_examples, batch_size)
+    parts = []
+    for step, batch in enumerate(batches(indices, 0, stop)):
+        wanted = program.feature_step(variables, batch, numbers), batch['label'], batch['valid']
+        outputs, label, valid = jax.device_get(wanted)
+        parts.append((outputs[valid], label[valid], indices(step)[0][valid]))
+    names = ('features', 'label', 'index')
+    return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, Any]) -> None:
+    """Writes an .npz file whole or not at all."""
+    temporary = path.with_name(f'.{path.name}')
+    np.savez(temporary, **arrays)
+    temporary.rename(path)
+
+
 def read_config(folder: pathlib.Path) -> Experiment:
     """The resolved configuration of a run folder. Raises InputError where there is none."""
     record = read_json(folder / 'run.json')
@@ -60,11 +82,13 @@ def read_config(folder: pathlib.Path) -> Experiment:
 def load_run(folder: pathlib.Path, mesh: Mesh) -> tuple[Experiment, Program, Numbers, TrainState, int]:
     """The best checkpoint of a run folder: its configuration, program, numbers, state and step."""
     config = read_config(folder)
-    program, numbers = programs.build(config, sources.spec(config.data.name), 1, mesh)
+    program, numbers = programs.build(config, sources.spec(config.data), 1, mesh)
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
     step = checkpoints.best_step()
     state, _ = checkpoints.restore(step, program.state)
     checkpoints.close()
+    if config.eval.recalibrate:
+        state = recalibrated(state, step, folder) or state
     return config, program, numbers, state, step
 
 
@@ -108,14 +132,16 @@ def start_from(state: TrainState, config: Experiment, mesh: Mesh) -> tuple[Train
     return dataclasses.replace(state, params=params, model_state=loaded, ema=ema), imported._replace(origin=origin)
 
 
-def load_weights(config: Experiment, spec: Spec, mesh: Mesh) -> tuple[Program, Numbers, TrainState, Imported]:
+def load_weights(
+    config: Experiment, spec: Spec, mesh: Mesh, with_head: bool = True
+) -> tuple[Program, Numbers, TrainState, Imported]:
     """The program of a resolved configuration, its numbers, and a state with the weights of config.init_from.
 
-    Raises InputError where they do not fit, or have a head of another number of classes.
+    Raises InputError where they do not fit, or, `with_head`, have a head of another number of classes.
     """
     program, numbers = programs.build(config, spec, 1, mesh)
     state, imported = start_from(program.init(numbers), config, mesh)
-    if imported.classes:
+    if imported.classes and with_head:
         raise InputError(
             f'config.init_from={config.init_from}: its head has {imported.classes[0]} classes and '
             f'data set {config.data.name} {imported.classes[1]}; train a new one and evaluate that run, --workdir=RUN'

@@ -3,27 +3,52 @@
 import contextlib
 import functools
 import math
-import signal
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from cnn import config as configuration
 from cnn.config import Experiment, InputError, RunStopped, Spec
 from cnn.data.batches import train_indices
+from cnn.training import process, teachers
 from cnn.training import program as programs
 from cnn.training.checkpoints import Checkpoints
+from cnn.training.data_init import data_initialized
 from cnn.training.evaluation import evaluate, open_split, start_from
+from cnn.training.program import Program
+from cnn.training.recalibration import recalibrate
 from cnn.training.records import Recorder, RunFolder, finite
 from cnn.training.state import TRAIN, stream
+
+
+class Step(NamedTuple):
+    """A step that a run wants done."""
+
+    program: Program
+    arguments: tuple[Any, ...]  # of program.train_step: state, batch, key, numbers
 
 
 def train_and_evaluate(
     config: Experiment, spec: Spec, mesh: Mesh, folder: RunFolder, command: list[str], profile: range | None = None
 ) -> dict[str, Any]:
+    """A run from beginning to end: `training`, its steps done one by one as it asks for them."""
+    run, done = training(config, spec, mesh, folder, command, profile), None
+    try:
+        while True:
+            program, arguments = run.send(done)
+            done = program.train_step(*arguments)
+    except StopIteration as end:
+        return end.value
+
+
+def training(
+    config: Experiment, spec: Spec, mesh: Mesh, folder: RunFolder, command: list[str], profile: range | None = None
+) -> Generator[Step, Any, dict[str, Any]]:
     """Trains, or goes on where a checkpoint stands; evaluates the best one on the test split; returns DONE.json.
+
+    It asks for its steps and is sent what program.train_step gives, so that who runs it may do those of several runs
+    together (pack.py).
 
     Args:
       config: resolved; a finished run is not repeated.
@@ -42,10 +67,14 @@ def train_and_evaluate(
     }
     splits = {role: open_split(config, spec, split, mesh) for role, split in names.items() if split is not None}
     train = splits['train']
-    program, numbers = programs.build(config, spec, train.num_examples, mesh)
-    folder.begin(config, command, {role: split.fingerprint for role, split in splits.items()})
+    teacher = teachers.load(config, spec, mesh)
+    program, numbers = programs.build(config, spec, train.num_examples, mesh, teacher)
+    reads: dict[str, Any] = {**splits, 'teacher': teacher} if teacher else splits
+    folder.begin(config, command, {role: part.fingerprint for role, part in reads.items()})
     if folder.done:
         return folder.done
+    if teacher:
+        folder.note('teacher', teacher.note)
 
     total = numbers['steps']['total']
     duration = functools.partial(
@@ -67,20 +96,26 @@ def train_and_evaluate(
         if config.init_from is not None:
             state, imported = start_from(state, config, mesh)
             folder.note('init_from', imported.note)
+        else:
+            state = data_initialized(state, program, numbers, config, spec, train)
     step, best = int(state.step), notes['best']
     if step > total:
         raise InputError(
             f'config.train.duration={config.train.duration!r}: is {total} steps; the run is at {step} already'
         )
     folder.truncate(step)
+    for role, split in splits.items():
+        split.report(folder.unreadable)
+        folder.list_notes(role, split.notes)
     score_split = functools.partial(evaluate, program, numbers, batch_size=config.data.batch_size)
     key = stream(config.seed, TRAIN)
     recorder = Recorder(folder.path, step, total, config.data.batch_size, notes['seconds'])
-    with contextlib.closing(recorder), contextlib.closing(checkpoints), _sigterm() as stopped:
-        order = train_indices(train.num_examples, config.data.batch_size, config.seed)
-        for batch in train(order, step, total):
-            _trace(profile, step, folder)
-            state, row = program.train_step(state, batch, key, numbers)
+    with contextlib.closing(recorder), contextlib.closing(checkpoints), process.sigterm() as stopped:
+        order = train_indices(train.num_examples, config.data.batch_size, config.seed, config.augment.repeats)
+        for batch in recorder.timed(train(order, step, total)):
+            process.trace(profile, step, folder.path)
+            state, row = yield Step(program, (state, batch, key, numbers))
+            recorder.running = row
             step += 1
             score = None
             if due(log_every):
@@ -100,6 +135,8 @@ def train_and_evaluate(
 
         best_step = checkpoints.best_step()
         state, _ = checkpoints.restore(best_step, program.state)
+        if config.eval.recalibrate:
+            state = recalibrate(program, numbers, state, best_step, train, config, folder.path)
         last_split = next(role for role in ('test', 'validation', 'train') if role in splits)
         metrics, pictures = score_split(state.eval_variables, splits[last_split])
         if last_split == 'test':
@@ -109,22 +146,3 @@ def train_and_evaluate(
         folder.picture(name, draw())
     folder.finish(result)
     return result
-
-
-def _trace(profile: range | None, step: int, folder: RunFolder) -> None:
-    """Starts and stops the profiler at the ends of a range of steps."""
-    if profile and step == profile.start:
-        jax.profiler.start_trace(folder.path / 'profile')
-    elif profile and step == profile.stop:
-        jax.profiler.stop_trace()
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGTERM came, while inside."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)

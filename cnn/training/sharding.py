@@ -19,6 +19,8 @@ def make_mesh(config: Experiment) -> Mesh:
             f'choose sizes whose product is {len(devices)}'
         )
     _check_batch(config.data.batch_size, config.optimizer.accumulate, data * mesh.fsdp)
+    if config.model.batch_norm == 'ghost':
+        _check_ghosts(config, data * mesh.fsdp)
     grid = np.asarray(devices[: data * mesh.fsdp]).reshape(data, mesh.fsdp)
     # Linen's dropout and FSDP need automatic axes.
     return Mesh(grid, ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -30,6 +32,17 @@ def _check_batch(batch_size: int, accumulate: int, num_devices: int) -> None:
         parts = f'{num_devices} devices' + (f' x {accumulate} microbatches' if accumulate > 1 else '')
         near = max(batch_size // step, 1) * step
         raise InputError(f'config.data.batch_size={batch_size}: {parts} cannot share it; try {near}')
+
+
+def _check_ghosts(config: Experiment, num_devices: int) -> None:
+    """Groups of ghost batch normalisation lie on one device each."""
+    examples, ghost = config.data.batch_size // num_devices // config.optimizer.accumulate, config.model.ghost_batch
+    if examples % ghost:
+        near = max(size for size in range(1, min(ghost, examples) + 1) if examples % size == 0)
+        raise InputError(
+            f'config.model.ghost_batch={ghost}: does not divide the {examples} examples that a device has at a time; '
+            f'try {near}'
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
 """The state of a run: arrays only."""
 
+import dataclasses
 from typing import Any
 
 import flax
@@ -12,7 +13,7 @@ from cnn.config import Spec
 from cnn.tasks import Task
 
 # Each use of randomness has its own stream of keys, fold_in(key(seed), STREAM); a step takes fold_in(stream, step).
-INIT, TRAIN, EVALUATE = 0, 1, 2
+INIT, TRAIN, EVALUATE, RECALIBRATE = 0, 1, 2, 3
 
 
 @flax.struct.dataclass
@@ -34,6 +35,11 @@ class TrainState:
     def eval_variables(self) -> Any:
         """What evaluation and prediction run the model with: the average where there is one."""
         return {**self.variables, **(self.ema or {})}
+
+    def with_statistics(self, batch_stats: Any) -> 'TrainState':
+        """The state with these statistics of batch normalisation, in the average too where there is one."""
+        ema = self.ema and {**self.ema, 'batch_stats': batch_stats}
+        return dataclasses.replace(self, model_state={**self.model_state, 'batch_stats': batch_stats}, ema=ema)
 
 
 def stream(seed: Any, name: int) -> jax.Array:

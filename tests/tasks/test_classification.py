@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from cnn import pictures, tasks
 from cnn.config import InputError, Spec
 from cnn.tasks.classification import Classification
 
+REFERENCES = json.loads((pathlib.Path(__file__).parent / 'references' / 'losses.json').read_text())
 NAMES = ('ant', 'bee', 'cat', 'dog')
 SPEC = Spec(
     {'image': (6, 6, 1), 'label': ()}, {'image': 'float32', 'label': 'int64'}, {'label': NAMES}, {'train': 9}, False
@@ -63,6 +66,40 @@ def test_loss_is_the_cross_entropy_with_smoothed_targets_and_smoothing_may_be_tr
         np.testing.assert_allclose(total, -(target * log_probability).sum(), rtol=1e-6)
         assert metrics['accuracy'] == ((logits.argmax(1) == batch['label'][:7]).sum(), 7)
         assert model_state == {'calls': 1}
+
+
+@pytest.mark.parametrize('case', REFERENCES['cases'], ids=lambda case: '-'.join(map(str, list(case.values())[:-2])))
+def test_losses_and_gradients_are_those_of_timm(case):
+    label = np.array(REFERENCES['label'])
+    padded = {'label': np.append(label, 0), 'valid': np.arange(7) < 6, 'image': np.zeros((7, 2, 2, 1))}
+    if 'mix' in case:
+        padded |= {'mixed_label': np.append(label[::-1], 0), 'mix': np.full(7, case['mix'])}
+
+    @jax.value_and_grad
+    def loss(logits):
+        task = Classification(case['smoothing'], case['cross_entropy'], case.get('threshold'))
+        total, count = task.loss(apply, {'logits': logits}, padded, None)[0]
+        return total / count
+
+    with jax.enable_x64(True):
+        value, gradient = loss(jnp.array([*REFERENCES['logits'], [9.0, 0, 0, 0]]))
+    np.testing.assert_allclose(value, case['loss'], rtol=1e-9)
+    np.testing.assert_allclose(gradient[:6], case['gradient'], atol=1e-9)
+    np.testing.assert_array_equal(gradient[6], 0)
+
+
+def test_evaluation_reports_the_binary_loss_of_plain_targets():
+    variables, batch = example(7, 2)
+    task = Classification(label_smoothing=0.3, cross_entropy='binary', target_threshold=0.9)
+    total, count = evaluated(task, variables, batch)[0]['loss']
+    probability = 1 / (1 + np.exp(-variables['logits'][:7].astype(np.float64)))
+    hit = np.eye(4)[batch['label'][:7]]
+    np.testing.assert_allclose(total / count, -np.log(np.where(hit, probability, 1 - probability)).mean(), rtol=1e-5)
+
+
+def test_another_cross_entropy_is_refused():
+    with pytest.raises(InputError, match="unknown cross_entropy of task classification 'sigmoid'"):
+        tasks.build('classification', cross_entropy='sigmoid')
 
 
 def test_padding_has_no_gradient():

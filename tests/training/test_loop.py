@@ -12,7 +12,7 @@ import pytest
 
 from cnn import config as configuration
 from cnn import tasks
-from cnn.config import Experiment, RunFailed, RunStopped
+from cnn.config import Data, Experiment, RunFailed, RunStopped
 from cnn.data import sources
 from cnn.training import evaluation, loop, program, sharding
 from cnn.training.checkpoints import Checkpoints
@@ -39,7 +39,7 @@ def environment(devices):
 def last_state(folder):
     config = evaluation.read_config(folder)
     mesh = sharding.make_mesh(experiment())
-    built, _ = program.build(config, sources.spec(config.data.name), 1, mesh)
+    built, _ = program.build(config, sources.spec(config.data), 1, mesh)
     state, _ = Checkpoints(folder).last(built.state)
     return jax.device_get(state)
 
@@ -111,7 +111,7 @@ def experiment(**settings):
 
 
 def run(config, folder, profile=None):
-    spec = sources.spec(config.data.name)
+    spec = sources.spec(config.data)
     configuration.validate(config)
     resolved = program.resolve(config, spec)
     return loop.train_and_evaluate(resolved, spec, sharding.make_mesh(config), RunFolder(folder), [], profile)
@@ -176,7 +176,7 @@ def test_rows_of_validation_and_test_are_those_of_the_averaged_weights(tmp_path)
     config, built, numbers, state, step = evaluation.load_run(tmp_path, mesh)
     rows = {row['split']: row for row in read_rows(tmp_path / 'metrics.jsonl') if row['step'] == step}
     for split in ('validation', 'test'):
-        batches = evaluation.open_split(config, sources.spec('digits'), split, mesh)
+        batches = evaluation.open_split(config, sources.spec(Data('digits')), split, mesh)
         averaged, _ = evaluation.evaluate(built, numbers, state.ema, batches, 64)
         raw, _ = evaluation.evaluate(built, numbers, state.variables, batches, 64)
         assert rows[split] == {'step': step, 'split': split, **averaged}

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn.config import Experiment, InputError
+from cnn.config import Data, Experiment, InputError
 from cnn.data import sources
+from cnn.data.batches import Rows
 from cnn.tasks.classification import Classification
 from cnn.training import evaluation, optimizers, program, sharding
 from cnn.training.state import TRAIN, create_train_state, stream
@@ -28,13 +29,13 @@ def experiment():
 
 def train(config, num_steps=4):
     """The program, the numbers and the state after a few steps."""
-    spec = sources.spec('digits')
+    spec = sources.spec(Data('digits'))
     config = program.resolve(config, spec)
     mesh = sharding.make_mesh(config)
     source = evaluation.open_split(config, spec, 'validation', mesh)
     built, numbers = program.build(config, spec, source.num_examples, mesh)
     state, key = built.init(numbers), stream(config.seed, TRAIN)
-    for batch in source(lambda step: (np.arange(32) + step, np.ones(32, bool)), 0, num_steps):
+    for batch in source(lambda step: Rows(np.arange(32) + step, np.ones(32, bool)), 0, num_steps):
         state, row = built.train_step(state, batch, key, numbers)
     return built, numbers, state, row
 
@@ -128,10 +129,10 @@ def test_param_dtype_is_that_of_parameters_and_moments():
 
 
 def test_resolve_writes_out_every_option():
-    config = program.resolve(Experiment(), sources.spec('digits'))
+    config = program.resolve(Experiment(), sources.spec(Data('digits')))
     assert config.model.options['widths'] == (32, 64, 128)
-    assert config.task.options == {'label_smoothing': 0.0}
-    assert program.resolve(config, sources.spec('digits')) == config
+    assert config.task.options == {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}
+    assert program.resolve(config, sources.spec(Data('digits'))) == config
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_resolve_names_what_does_not_fit(path, value, message):
     config = Experiment()
     configuration.set_value(config, path, value)
     with pytest.raises(InputError, match=message):
-        program.resolve(config, sources.spec('digits'))
+        program.resolve(config, sources.spec(Data('digits')))
 
 
 def test_the_first_steps_are_those_that_were_published():
@@ -166,7 +167,7 @@ def test_the_first_steps_are_those_that_were_published():
 
 
 def test_the_state_is_that_of_create_train_state_and_holds_no_array_twice():
-    config = program.resolve(experiment(), spec := sources.spec('digits'))
+    config = program.resolve(experiment(), spec := sources.spec(Data('digits')))
     mesh = sharding.make_mesh(config)
     built, numbers = program.build(config, spec, 144, mesh)
     state = built.init(numbers)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import Experiment
+from cnn.config import Data, Experiment
 from cnn.data import sources
 from cnn.data.batches import train_indices
 from cnn.training import evaluation, program, sharding
@@ -21,7 +21,7 @@ def losses(name, options, size, learning_rate=1e-2, steps=STEPS):
     config.data.image_size, config.data.batch_size = size, BATCH_SIZE
     config.optimizer.name, config.optimizer.learning_rate = 'adam', learning_rate
     config.train.duration, config.mesh.data = str(steps), 1
-    spec = sources.spec('digits')
+    spec = sources.spec(Data('digits'))
     config = program.resolve(config, spec)
     mesh = sharding.make_mesh(config)
     source = evaluation.open_split(config, spec, 'train', mesh)
