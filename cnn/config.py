@@ -4,6 +4,7 @@ Everything that decides the bits of a run stands here. The classes are plain and
 their fields one by one; `validate` is called once they are set. A field that is `None` (or, in `Augment`, zero) is off.
 """
 
+import ast
 import copy
 import dataclasses
 import difflib
@@ -322,6 +323,16 @@ def override(config: Experiment, values: Mapping[str, Any], base: Experiment) ->
             getattr(config, part).options = {}
     for (part, option), value in options.items():
         getattr(config, part).options[option] = value
+
+
+def literal(text: str) -> Any:
+    """What the text of an option says: a Python literal, also with lower-case true and false; else it is a string."""
+    if text in ('true', 'false'):
+        return text == 'true'
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, ValueError):
+        return text
 
 
 def conform(value: Any, annotation: Any) -> Any:

@@ -95,6 +95,7 @@ class ResNet(nn.Module):
     block: str = 'bottleneck'  # 1x1, 3x3, 1x1 to four times the width; or basic, two 3x3
     width: int = 64  # of the first stage
     width_multiplier: float = 1.0  # of all
+    stem_width: int = 0  # of a 3x3 stem, whatever the multiplier; 0: that of the first stage
     groups: int = 1  # of the 3x3 convolution of a bottleneck
     group_width: int = 64  # its channels in each group, where the stage's width is 64
     stem: str = (
@@ -133,7 +134,7 @@ class ResNet(nn.Module):
             x = act(norm(name='stem_norm2')(conv(width // 2, 3, name='stem_conv2')(x)))
             x = conv(width, 3, name='stem_conv')(x)
         else:
-            x = conv(width, *((7, 2) if self.stem == '7x7' else (3, 1)), name='stem_conv')(x)
+            x = conv(self.stem_width or width, *((7, 2) if self.stem == '7x7' else (3, 1)), name='stem_conv')(x)
         if not self.preactivation:
             x = act(norm(name='stem_norm')(x))
         stride = 1 if self.stem == '3x3' else 2
@@ -188,6 +189,8 @@ class ResNet(nn.Module):
         for option, default in defaults.items():
             if self.block == 'basic' and getattr(self, option) != default:
                 raise InputError(f'resnet: {option}={getattr(self, option)} needs block=bottleneck')
+        if self.stem != '3x3' and self.stem_width:
+            raise InputError(f'resnet: stem_width={self.stem_width} needs stem=3x3')
         if self.stem == '3x3' and self.pool != 'max':
             raise InputError(f'resnet: a stem 3x3 has no pool, so pool={self.pool} needs another stem')
         if not self.residual and (self.drop_path or self.shortcut != 'projection'):
@@ -216,6 +219,13 @@ def cifar(depth: int, parameters: int) -> Variant:
     """A network of section 4.2, with 6 n + 2 layers."""
     fields = {'depths': (depth // 6,) * 3, 'block': 'basic', 'width': 16, 'stem': '3x3', 'shortcut': 'identity'}
     return Variant(fields, parameters, (32, 32, 3), 10, 'He et al. 2016, section 4.2, shortcut A')
+
+
+def cifar_wide(depth: int, multiplier: int, parameters: int) -> Variant:
+    """A wide network, WRN-depth-multiplier, with 6 n + 4 layers."""
+    fields = {'depths': ((depth - 4) // 6,) * 3, 'width': 16, 'width_multiplier': float(multiplier), 'stem_width': 16}
+    fields |= {'block': 'basic', 'stem': '3x3', 'preactivation': True}
+    return Variant(fields, parameters, (32, 32, 3), 10, 'Zagoruyko & Komodakis 2016, table 1')
 
 
 VARIANTS = {
@@ -248,5 +258,7 @@ VARIANTS = {
     'cifar44': cifar(44, 658_586),
     'cifar56': cifar(56, 853_018),
     'cifar110': cifar(110, 1_727_962),
+    'cifar_wide16_8': cifar_wide(16, 8, 10_961_370),
+    'cifar_wide28_10': cifar_wide(28, 10, 36_479_194),
 }
 NETWORK = ResNet

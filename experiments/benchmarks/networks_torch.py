@@ -134,7 +134,7 @@ def build(name: str, num_outputs: int) -> nn.Module:
     """The network of that name, with random weights. Raises ImportError where torchvision is needed and missing."""
     if name in NETWORKS:
         return NETWORKS[name](num_outputs)
-    network = _torchvision().models.get_model(TORCHVISION[name], num_classes=num_outputs)
+    network = torchvision().models.get_model(TORCHVISION[name], num_classes=num_outputs)
     if name == 'resnet/cifar18':  # a 3x3 stem and no pool
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
@@ -142,7 +142,7 @@ def build(name: str, num_outputs: int) -> nn.Module:
 
 
 @functools.cache
-def _torchvision() -> Any:
+def torchvision() -> Any:
     """The package. Without the two operations that its wheel for CPUs lacks it can't be imported."""
     if not hasattr(torch.ops.torchvision, 'nms'):
         library = torch.library.Library('torchvision', 'DEF')

@@ -24,6 +24,8 @@ SMALL = [
     ('lenet', {}, (2, 32, 32, 1)),
     ('lenet/1998', {}, (2, 32, 32, 1)),
     ('mlp', {'widths': (8, 8)}, (4, 4, 4, 3)),
+    ('airbench', {'widths': (8, 16)}, (4, 8, 8, 3)),
+    ('resnet/cifar_wide16_8', {'depths': (1, 1), 'width_multiplier': 0.5, 'stem_width': 4}, (4, 8, 8, 3)),
     ('unet', {'width': 4, 'depth': 1}, (2, 8, 8, 3)),
     ('unet', {'width': 8, 'depth': 1, 'norm': 'group', 'up': 'nearest'}, (2, 8, 8, 3)),
     ('unet/2015', {'width': 4, 'depth': 1, 'dropout': 0.0}, (1, 20, 20, 1)),

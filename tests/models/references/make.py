@@ -4,6 +4,8 @@
     pip install --no-deps torchvision==0.28.0 timm huggingface_hub safetensors pyyaml
     python -m tests.models.references.make [FAMILY ...]
 
+airbench needs airbench94_muon.py of github.com/KellerJordan/cifar10-airbench, at f1c599c, in a folder of PYTHONPATH.
+
 A fixture FAMILY.json holds, for each network of ours, which network of whom computed it, whose names its weights have
 in cnn/pretrained, the shape of the input, a fingerprint of those names and shapes, and samples of the outputs and of
 the gradient by the input of their product with a formula. All is computed in float64. With 'train' the network is in
@@ -95,6 +97,12 @@ REFERENCES: dict[str, dict[str, Reference]] = {
             f'resnet/cifar{depth}': ours('CifarResNet', functools.partial(networks.CifarResNet, depth), **CIFAR)
             for depth in (20, 32, 44, 56, 110)
         },
+        'resnet/cifar_wide16_8': ours(
+            'WideResNet', functools.partial(networks.WideResNet, 16, 8), naming='timm', **CIFAR
+        ),
+        'resnet/cifar_wide28_10': ours(
+            'WideResNet', functools.partial(networks.WideResNet, 28, 10), naming='timm', **CIFAR
+        ),
         'resnet/50 stride_on': ours('resnet50_v1', networks.resnet50_v1, options={'stride_on': '1x1'}),
         'resnet/plain34': ours('plain34', networks.plain34),
         'resnet/50 deep, average': image_models(
@@ -107,6 +115,9 @@ REFERENCES: dict[str, dict[str, Reference]] = {
             'narrow', lambda: networks.narrow(torchvision.models.alexnet(), 64), options={'hidden': (64, 64)}
         ),
         'alexnet/2012': ours('alexnet2012', networks.alexnet2012),
+    },
+    'airbench': {
+        'airbench': Reference('KellerJordan/cifar10-airbench CifarNet', networks.airbench94, naming='airbench', **CIFAR)
     },
     'vgg': {
         **{

@@ -115,6 +115,59 @@ def densenet_bc100_k12() -> nn.Module:
     return network
 
 
+class WideBlock(nn.Module):
+    """Zagoruyko & Komodakis 2016, figure 1: basic-wide, whose shortcut reads what the first convolution reads."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        if inputs != outputs:
+            self.downsample = nn.Sequential()
+            self.downsample.conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        else:
+            self.downsample = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.norm1(x))
+        shortcut = x if self.downsample is None else self.downsample(y)
+        return shortcut + self.conv2(functional.relu(self.norm2(self.conv1(y))))
+
+
+class WideResNet(nn.Module):
+    """Zagoruyko & Komodakis 2016, table 1, with timm's names of networks with preactivation."""
+
+    def __init__(self, depth: int, multiplier: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential()
+        self.stem.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        channels, self.stages = 16, nn.Sequential()
+        for width in (16, 32, 64):
+            blocks = nn.Sequential()
+            for block in range((depth - 4) // 6):
+                stride = 2 if width > 16 and block == 0 else 1
+                blocks.append(WideBlock(channels, width * multiplier, stride))
+                channels = width * multiplier
+            self.stages.append(nn.Sequential())
+            self.stages[-1].blocks = blocks
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Sequential()
+        self.head.fc = nn.Conv2d(channels, 10, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.norm(self.stages(self.stem(x))))
+        return self.head(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def airbench94() -> nn.Module:
+    """The network of cifar10-airbench, in single precision. All its parameters count, frozen ones too."""
+    from airbench94_muon import CifarNet
+
+    return CifarNet().float().requires_grad_()
+
+
 class ShuffleUnit(nn.Module):
     """Zhang et al. 2018, figure 2: b, and c where the stride is 2."""
 
