@@ -1,6 +1,5 @@
 """The only door: `python launch.py [VERB] [--config=FILE[:ARG]] [--config.FIELD=VALUE ...] [--workdir=DIR]`."""
 
-import ast
 import dataclasses
 import errno
 import importlib.metadata
@@ -9,9 +8,7 @@ import os
 import pathlib
 import platform
 import re
-import runpy
 import sys
-import traceback
 import typing
 import warnings
 import zlib
@@ -22,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cnn import config as configuration
+from cnn import scripts
 from cnn.config import Experiment, InputError, RunFailed, RunStopped, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -35,13 +33,15 @@ verbs
   data       prepare a data set and look at it: --config.data.name=NAME; --list shows what there is
   describe   the network by layer: parameters, multiply-adds, receptive field, memory; --list shows all
   benchmark  the train step on made-up batches: compile time, speed, share of the roofline, memory
+  ablate     a study: its plan, then its runs
 
 flags
   --config=FILE[:ARG]         an experiment file (default experiments/digits.py)
   --config.FIELD=VALUE        any field of the configuration; 'none' clears one that may be empty
   --config.model.options.KEY=VALUE, --config.task.options.KEY=VALUE
                               fields of the network and of the task; another name drops the file's options
-  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT; benchmark: none)
+  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT, ablate: runs/STUDY;
+                              benchmark: none)
   --print_config              show the resolved configuration and stop
   --profile=START:STOP        train: trace these steps with the profiler, into the run folder
   --allow_partial=REGEX[,REGEX]
@@ -49,22 +49,37 @@ flags
                               or have beyond the network (short for --config.allow_partial)
   --split=NAME                evaluate: the split (default config.data.test_split)
   --save_weights=FILE         evaluate: also write the weights, as .safetensors with torchvision's names
+  --save_features=FILE        evaluate: also write what the head reads of the split, as .npz; any head will do
+  --augmented                 data: also draw training examples as the network will see them
   --list                      data: the data sets that there are; describe: the networks that there are
   --input=SIZE,SIZE,CHANNELS  describe: for examples of this shape, such as 224,224,3, in place of the data's
   --json                      describe: figures as JSON
   --steps=N                   benchmark: how many steps to time (default 5 to 200, what 5 seconds hold)
+  --study=FILE[:ARG]          ablate: the study
+  --seeds=N, --seeds=SEED,SEED,...
+                              ablate: so many from 0, or these (default: what the study says)
+  --dry_run                   ablate: show the plan and stop
+  --emit=commands             ablate: print a command for each run that is not done, and stop
+  --allow_code_change         ablate: go on where the code is another than that of runs which were begun
 
 exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
 """
-VERBS = ('train', 'evaluate', 'data', 'describe', 'benchmark')
+VERBS = ('train', 'evaluate', 'data', 'describe', 'benchmark', 'ablate')
 VERBS_OF_FLAGS = {
     'profile': ('train',),
     'split': ('evaluate',),
     'save_weights': ('evaluate',),
+    'save_features': ('evaluate',),
     'list': ('data', 'describe'),
+    'augmented': ('data',),
     'input': ('describe',),
     'json': ('describe',),
     'steps': ('benchmark',),
+    'study': ('ablate',),
+    'seeds': ('ablate',),
+    'dry_run': ('ablate',),
+    'emit': ('ablate',),
+    'allow_code_change': ('ablate',),
 }
 # YNNPACK's convolutions, which these releases have in place of Eigen's, are slower, with weight gradients half as fast.
 CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION',)
@@ -86,10 +101,17 @@ class Command:
     profile: range | None
     split: str | None
     save_weights: pathlib.Path | None
+    save_features: pathlib.Path | None
     list_names: bool
+    augmented: bool
     input: tuple[int, ...] | None
     json: bool
     steps: int | None
+    study: str | None
+    seeds: tuple[int, ...] | None
+    dry_run: bool
+    emit: str | None
+    allow_code_change: bool
     argv: list[str]
 
 
@@ -111,10 +133,17 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace', flag_values)
     flags.DEFINE_string('split', None, 'the split to evaluate', flag_values)
     flags.DEFINE_string('save_weights', None, 'the file to write the weights to', flag_values)
+    flags.DEFINE_string('save_features', None, 'the file to write the features to', flag_values)
+    flags.DEFINE_boolean('augmented', False, 'draw augmented training examples', flag_values)
     flags.DEFINE_boolean('list', False, 'list the data sets, or the networks', flag_values)
     flags.DEFINE_string('input', None, 'the shape of an example', flag_values)
     flags.DEFINE_boolean('json', False, 'print figures as JSON', flag_values)
     flags.DEFINE_integer('steps', None, 'the number of steps to time', lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_string('study', None, 'the file of a study', flag_values)
+    flags.DEFINE_string('seeds', None, 'how many seeds, or which', flag_values)
+    flags.DEFINE_boolean('dry_run', False, 'show the plan and stop', flag_values)
+    flags.DEFINE_string('emit', None, 'print commands and stop', flag_values)
+    flags.DEFINE_boolean('allow_code_change', False, 'go on with other code', flag_values)
     try:
         config_flags.DEFINE_config_dataclass('config', experiment, 'an experiment file', flag_values, arguments)
         rest = flag_values(arguments)[1:]
@@ -128,16 +157,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         if flag_values[name].present and verb not in owners:
             raise InputError(f'--{name} belongs to another verb: python launch.py {owners[0]} --{name}')
     config = flag_values.config
-    for part in ('model', 'task'):
-        # Options belong to a name: another network or task does not take those that the file gives to its own.
-        if getattr(config, part).name != getattr(experiment, part).name:
-            getattr(config, part).options = {}
-    for path, value in special.items():
-        if '.options.' in path:
-            part, _, name = path.split('.', 2)
-            getattr(config, part).options[name] = value
-        else:
-            configuration.set_value(config, path, value)
+    configuration.override(config, special, experiment)
     configuration.validate(config)
     return Command(
         verb=verb,
@@ -148,35 +168,25 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         print_config=flag_values.print_config,
         profile=_profile(flag_values.profile),
         split=flag_values.split,
-        save_weights=_weights(flag_values.save_weights),
+        save_weights=_file('save_weights', flag_values.save_weights, '.safetensors'),
+        save_features=_file('save_features', flag_values.save_features, '.npz'),
         list_names=flag_values.list,
+        augmented=flag_values.augmented,
         input=_shape(flag_values.input),
         json=flag_values.json,
         steps=flag_values.steps,
+        study=flag_values.study,
+        seeds=_seeds(flag_values.seeds),
+        dry_run=flag_values.dry_run,
+        emit=_emit(flag_values.emit),
+        allow_code_change=flag_values.allow_code_change,
         argv=list(argv),
     )
 
 
 def load_experiment(path: str) -> Experiment:
     """The configuration of FILE[:ARG]. Raises InputError naming the line where the file goes wrong."""
-    file, *argument = path.split(':', 1)
-    if not pathlib.Path(file).is_file():
-        known = [str(known.relative_to(ROOT)) for known in (ROOT / 'experiments').rglob('*.py')]
-        raise nearest('experiment file', file, known)
-    try:
-        module = runpy.run_path(file)
-        if 'get_config' not in module:
-            raise InputError(f'{file}:1: has no function get_config')
-        config = module['get_config'](*argument)
-    except InputError:
-        raise
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or [1])[-1]
-        raise InputError(f'{file}:{line}: {type(error).__name__}: {error}'.splitlines()[0]) from error
-    if not isinstance(config, Experiment):
-        raise InputError(f'{file}: get_config returns {type(config).__name__}, not an Experiment')
-    return config
+    return scripts.load(path, 'get_config', Experiment)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -209,7 +219,7 @@ def _without_special(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         if option and f'{part}.options' in paths:
             if value is None:
                 raise InputError(f'--config.{path}: give it a value, --config.{path}=VALUE')
-            special[path] = _literal(value)
+            special[path] = configuration.literal(value)
             continue
         if path not in paths:
             raise nearest('field', f'config.{path}', [f'config.{known}' for known in paths])
@@ -223,7 +233,7 @@ def _without_special(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         elif clears and ... in kinds:
             special[path] = ()
         elif value is not None and any(typing.get_origin(kind) is tuple for kind in kinds):
-            special[path] = _items(value, str if str in kinds else _literal)
+            special[path] = _items(value, str if str in kinds else configuration.literal)
         else:
             special.pop(path, None)
             ordinary.append(argument)
@@ -232,18 +242,11 @@ def _without_special(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def _items(text: str, convert: Callable[[str], Any]) -> tuple[Any, ...]:
     """The items of a tuple, with or without brackets and quotes: `50%,75%`, `(32, 32)`, `['bias']`."""
-    items = (item.strip(' \'"') for item in text.strip(' ()[]').split(','))
-    return tuple(convert(item) for item in items if item)
-
-
-def _literal(text: str) -> Any:
-    """A Python literal, also with lower-case true and false; any other text is a string."""
-    if text in ('true', 'false'):
-        return text == 'true'
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, TypeError, ValueError):
-        return text
+    # A regular expression may begin and end with brackets of its own.
+    bracketed = re.fullmatch(r' *(\(([^()]*)\)|\[([^\[\]]*)\]) *', text)
+    items = (bracketed[2] or bracketed[3] or '') if bracketed else text
+    found = re.findall(r"""(?:'[^']*'|"[^"]*"|[^,])+""", items)  # a comma in quotes divides nothing
+    return tuple(convert(item) for item in (item.strip(' \'"') for item in found) if item)
 
 
 def _parse_error(error: Exception) -> InputError:
@@ -272,10 +275,27 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, text.split(','))) if text else None
 
 
-def _weights(text: str | None) -> pathlib.Path | None:
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r'\d+(,\d+)*,?', text) or text == '0':
+        raise InputError(f'--seeds={text!r}: write how many, such as --seeds=8, or which, such as --seeds=0,1,5')
+    seeds = tuple(int(seed) for seed in text.split(',') if seed)
+    if ',' in text and max(seeds) >= 2**32:
+        raise InputError(f'--seeds={text!r}: seeds must be below 2**32')
+    return seeds if ',' in text else tuple(range(seeds[0]))
+
+
+def _emit(text: str | None) -> str | None:
+    if text not in (None, 'commands'):
+        raise nearest('form of --emit', text, ['commands'])
+    return text
+
+
+def _file(flag: str, text: str | None, suffix: str) -> pathlib.Path | None:
     path = pathlib.Path(text) if text else None
-    if path and (path.suffix != '.safetensors' or not path.parent.is_dir()):
-        raise InputError(f'--save_weights={text!r}: write FILE.safetensors, in a folder that there is')
+    if path and (path.suffix != suffix or not path.parent.is_dir()):
+        raise InputError(f'--{flag}={text!r}: write FILE{suffix}, in a folder that there is')
     return path
 
 
@@ -342,10 +362,11 @@ def train(command: Command) -> None:
     if command.print_config:
         return print_config(config)
     folder_path = command.workdir or default_workdir(command.experiment, config)
-    from cnn.training import evaluation, sharding
+    from cnn.training import evaluation, sharding, teachers
 
     if config.init_from is not None and not (folder_path / 'run.json').exists():
         evaluation.check_source(config.init_from)
+    teachers.check(config, spec)
     prepare_jax(config)
     from cnn.training.loop import train_and_evaluate
     from cnn.training.records import RunFolder
@@ -376,12 +397,16 @@ def evaluate(command: Command) -> None:
     weights = None if command.workdir else config.init_from
     if weights is not None:
         evaluation.check_source(weights)
+    if command.save_features and config.task.name != 'classification':
+        raise InputError(f'--save_features: is for task classification, not {config.task.name}')
     prepare_jax(config)
-    config.optimizer.accumulate = 1  # nothing accumulates here, so any number of devices that shares a batch will do
+    # Nothing accumulates or is grouped here, so any number of devices that shares a batch will do.
+    config.optimizer.accumulate, config.model.batch_norm = 1, 'global'
     mesh = sharding.make_mesh(config)
+    other_head = False
     if weights is not None:
-        program, numbers, state, imported = evaluation.load_weights(config, spec, mesh)
-        origin = imported.note
+        program, numbers, state, imported = evaluation.load_weights(config, spec, mesh, not command.save_features)
+        origin, other_head = imported.note, imported.classes is not None
     else:
         config, program, numbers, state, step = evaluation.load_run(folder, mesh)
         origin = f'step {step} of {folder}'
@@ -389,14 +414,19 @@ def evaluate(command: Command) -> None:
     from cnn import pretrained
     from cnn.data import sources
 
-    batches = evaluation.open_split(config, sources.spec(config.data.name), split, mesh)
-    metrics, _ = evaluation.evaluate(program, numbers, state.eval_variables, batches, config.data.batch_size)
+    batches = evaluation.open_split(config, sources.spec(config.data), split, mesh)
+    arguments = program, numbers, state.eval_variables, batches, config.data.batch_size
+    metrics = {} if other_head else evaluation.evaluate(*arguments)[0]
     for name, value in metrics.items():
         print(f'{name} {value:.6f}')
     print(f'split {split}, {batches.num_examples} examples, {origin}')
     if command.save_weights:
         naming = pretrained.save(command.save_weights, state.eval_variables, config.model.name)
         print(f'{command.save_weights}, names of {naming}')
+    if command.save_features:
+        arrays = evaluation.features(*arguments)
+        evaluation.write_arrays(command.save_features, arrays)
+        print(f'{command.save_features}, features {arrays["features"].shape}')
 
 
 def data(command: Command) -> None:
@@ -408,8 +438,14 @@ def data(command: Command) -> None:
     if command.print_config:
         return print_config(resolve(command.config)[1])
     settings = command.config.data  # network and task need not fit data that is only looked at
-    folder = command.workdir or pathlib.Path('runs') / 'data' / settings.name.replace('/', '_')
+    folder = command.workdir or pathlib.Path('runs') / 'data' / re.sub(r'[^\w.-]+', '_', settings.name)
     print(overview.describe(settings, folder))
+    if command.augmented:
+        prepare_jax(command.config)
+        import jax
+
+        jax.config.update('jax_platforms', 'cpu')  # few examples, and another process may have the accelerator
+        print(overview.augmented(command.config, folder))
 
 
 def describe(command: Command) -> None:
@@ -427,7 +463,7 @@ def describe(command: Command) -> None:
         config, spec = inspection.made_up(command.config, command.input)
     else:
         spec, config = resolve(command.config)
-        spec = augment.prepared_spec(spec, config.data)
+        spec = augment.prepared_spec(spec, config.data, config.spectrogram)
     if command.print_config:
         return print_config(config)
     prepare_jax(config)
@@ -467,16 +503,35 @@ def benchmark(command: Command) -> None:
         write_json(folder.path / 'benchmark.json', {'command': command.argv, **figures})
 
 
+def ablate(command: Command) -> None:
+    """Shows the plan of a study and runs it; or prints what would."""
+    if command.overridden or command.print_config:
+        raise InputError('ablate takes its configurations from the study; leave --config and --print_config out')
+    if command.study is None:
+        raise InputError('ablate needs a study: --study=experiments/ablations/NAME.py')
+    from cnn import studies
+
+    study = studies.load(command.study)
+    root = command.workdir or pathlib.Path('runs') / pathlib.Path(command.study.partition(':')[0]).stem
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')  # nothing is computed here; the accelerators are for the runs
+    from cnn.studies import commands, overview
+    from cnn.studies import plan as plans
+
+    plan = plans.plan(study, command.seeds or range(study.seeds), root)
+    if not command.dry_run and not command.allow_code_change:
+        plans.check_code(plan)
+    if command.emit:
+        return print('\n'.join(commands.commands(plan, command.argv[0])) or '# every run is done')
+    print(overview.text(plan))
+
+
 def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:
     """The data's spec and the configuration with every name checked and every option written out."""
-    from cnn.data import sources
-    from cnn.ops.conv import chosen_form
     from cnn.training import program
 
-    spec = sources.spec(config.data.name)
-    config = program.resolve(config, spec)
-    config.model.conv = chosen_form(config.model.conv)  # written down, so that the run folder tells the form
-    return spec, config
+    return program.resolve_with_data(config)
 
 
 def default_workdir(experiment: str, config: Experiment) -> pathlib.Path:
@@ -495,8 +550,8 @@ def main(command: Command) -> int:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)
     try:
-        run = {'train': train, 'evaluate': evaluate, 'data': data, 'describe': describe, 'benchmark': benchmark}
-        run[command.verb](command)
+        verbs = {'train': train, 'evaluate': evaluate, 'data': data, 'describe': describe, 'benchmark': benchmark}
+        {**verbs, 'ablate': ablate}[command.verb](command)
     except (InputError, RunFailed, RunStopped) as error:
         return fail(error)
     except OSError as error:

@@ -22,6 +22,8 @@ SHELL = {
     'model.name': ('lenet/1998', 'lenet/1998'),
     'model.dtype': ('bfloat16', 'bfloat16'),
     'model.param_dtype': ('float64', 'float64'),
+    'model.batch_norm': ('frozen', 'frozen'),
+    'model.ghost_batch': ('8', 8),
     'model.conv': ('portable', 'portable'),
     'task.name': ('segmentation', 'segmentation'),
     'data.name': ('digit_scenes/128', 'digit_scenes/128'),
@@ -29,13 +31,55 @@ SHELL = {
     'data.validation_split': ('none', None),
     'data.test_split': ('None', None),
     'data.batch_size': ('32', 32),
+    'data.classes': ('cat,dog', ('cat', 'dog')),
+    'data.examples_per_class': ('10', 10),
+    'data.split_seed': ('3', 3),
+    'data.archives': ('/data/archives', '/data/archives'),
     'data.image_size': ('32,48', (32, 48)),
+    'data.test_size': ('24,32', (24, 32)),
+    'data.resize': ('crop', 'crop'),
+    'data.resize_side': ('36', 36),
+    'data.channels': ('1', 1),
+    'data.sample_rate': ('16000', 16000),
+    'data.length': ('8000', 8000),
     'data.mean': ('(0.5, 0.25, 1)', (0.5, 0.25, 1.0)),
     'data.std': ('0.5,0.25,1', (0.5, 0.25, 1.0)),
     'data.resident': ('true', True),
     'data.workers': ('2', 2),
+    'data.max_unreadable': ('5', 5),
+    'spectrogram.bands': ('64', 64),
+    'spectrogram.window': ('512', 512),
+    'spectrogram.hop': ('64', 64),
+    'spectrogram.low': ('50', 50.0),
+    'spectrogram.high': ('3800', 3800.0),
+    'spectrogram.floor': ('1e-9', 1e-9),
+    'augment.repeats': ('4', 4),
+    'augment.crop_scale': ('.08,1', (0.08, 1.0)),
+    'augment.crop_ratio': ('(1, 1)', (1.0, 1.0)),
     'augment.shift': ('3', 3),
+    'augment.shift_border': ('reflect', 'reflect'),
     'augment.flip': ('true', True),
+    'augment.alternating_flip': ('1', True),
+    'augment.translate': ('.25', 0.25),
+    'augment.rotate': ('15', 15.0),
+    'augment.shear': ('8', 8.0),
+    'augment.brightness': ('.2', 0.2),
+    'augment.contrast': ('.3', 0.3),
+    'augment.saturation': ('.4', 0.4),
+    'augment.hue': ('.5', 0.5),
+    'augment.policy': ('trivialaugment', 'trivialaugment'),
+    'augment.num_operations': ('1', 1),
+    'augment.magnitude': ('15', 15.0),
+    'augment.magnitude_std': ('1', 1.0),
+    'augment.erase': ('1', 1.0),
+    'augment.gain': ('3', 3.0),
+    'augment.noise': ('1e-3', 1e-3),
+    'augment.time_masks': ('1', 1),
+    'augment.time_mask_width': ('30', 30),
+    'augment.frequency_masks': ('1', 1),
+    'augment.frequency_mask_width': ('16', 16),
+    'augment.mixup': ('.8', 0.8),
+    'augment.cutmix': ('.5', 0.5),
     'optimizer.name': ('adam', 'adam'),
     'optimizer.learning_rate': ('1e-3', 0.001),
     'optimizer.momentum': ('-0.5', -0.5),
@@ -45,17 +89,37 @@ SHELL = {
     'optimizer.weight_decay': ('.1', 0.1),
     'optimizer.decay_exclude': ('bias,pos_embedding', ('bias', 'pos_embedding')),
     'optimizer.clip_norm': ('1', 1.0),
+    'optimizer.clip_adaptive': ('.1', 0.1),
+    'optimizer.trust_coefficient': ('2e-3', 2e-3),
+    'optimizer.other': ('adamw', 'adamw'),
+    'optimizer.other_momentum': ('.8', 0.8),
+    'optimizer.newton_schulz': ('3', 3),
+    'optimizer.unit_filters': ('true', True),
+    'optimizer.sam': ('.1', 0.1),
+    'optimizer.frozen': ('(?!head).*', ('(?!head).*',)),
+    'optimizer.unfreeze': ('stage4.*@10%,.*@100', ('stage4.*@10%', '.*@100')),
+    'optimizer.rates': ('head/kernel=2.5,.*/bias=.5', ('head/kernel=2.5', '.*/bias=.5')),
+    'optimizer.layer_decay': ('.9', 0.9),
     'optimizer.accumulate': ('2', 2),
     'schedule.name': ('step', 'step'),
     'schedule.warmup': ('5%', '5%'),
+    'schedule.start': ('.01', 0.01),
     'schedule.boundaries': ("('50%', '20ep', '1000')", ('50%', '20ep', '1000')),
+    'schedule.every': ('2.4ep', '2.4ep'),
     'schedule.factor': ('0.2', 0.2),
+    'schedule.power': ('2', 2.0),
     'schedule.final': ('1e-2', 0.01),
     'ema.decay': ('0.99', 0.99),
     'ema.every': ('2', 2),
+    'ema.warmup': ('true', True),
+    'distill.teacher': ('runs/big one', 'runs/big one'),
+    'distill.weight': ('1', 1.0),
+    'distill.temperature': ('2', 2.0),
     'train.duration': ('90ep', '90ep'),
     'eval.every': ('2000', '2000'),
     'eval.metric': ('accuracy', 'accuracy'),
+    'eval.views': ('shift_flip', 'shift_flip'),
+    'eval.recalibrate': ('100', 100),
     'checkpoint.every': ('1e6ex', '1e6ex'),
     'checkpoint.keep': ('3', 3),
     'log.every': ('1.5%', '1.5%'),
@@ -353,8 +417,10 @@ def test_negative_numbers_are_values_in_both_forms():
         ('--config.seed=1 2', "unexpected argument '2'"),
         ('--flagfile=no_such_file', 'ERROR:: Unable to open flagfile'),
         ('--list', '--list belongs to another verb: python launch.py data --list'),
+        ('--augmented', '--augmented belongs to another verb: python launch.py data --augmented'),
         ('--split=test', '--split belongs to another verb: python launch.py evaluate --split'),
         ('--save_weights=x', '--save_weights belongs to another verb: python launch.py evaluate --save_weights'),
+        ('--save_features=x', '--save_features belongs to another verb: python launch.py evaluate --save_features'),
         ('--steps=3', '--steps belongs to another verb: python launch.py benchmark --steps'),
         ('benchmark --steps=1.5', "flag --steps=1.5: invalid literal for int() with base 10: '1.5'"),
         ('data --profile=1:2', '--profile belongs to another verb: python launch.py train --profile'),
@@ -370,7 +436,10 @@ def test_flags_beside_the_configuration():
     assert parse('--print_config').print_config is True
     assert parse('evaluate', '--split=train').split == 'train'
     assert parse('evaluate', '--save_weights=x.safetensors').save_weights == pathlib.Path('x.safetensors')
+    assert parse('evaluate', '--save_features=x.npz').save_features == pathlib.Path('x.npz')
     assert parse('data', '--list').list_names is True
+    assert parse('data', '--augmented').augmented is True
+    assert parse('data').augmented is False
     assert parse('benchmark', '--steps=3').steps == 3
     assert parse('benchmark').steps is None
     assert parse('--profile=3:10').profile == range(3, 10)
@@ -435,7 +504,12 @@ def test_a_missing_experiment_file_is_named_with_the_nearest():
 
 @pytest.mark.parametrize('file', sorted((launch.ROOT / 'experiments').glob('*.py')), ids=lambda file: file.stem)
 def test_every_experiment_resolves(file):
-    spec, config = launch.resolve(parse(f'--config={file}').config)
+    config = parse(f'--config={file}').config
+    if config.data.name.startswith(('folder:', 'imagenet2012')):  # which the user must have
+        with pytest.raises(InputError, match=config.data.name):
+            launch.resolve(config)
+        return
+    spec, config = launch.resolve(config)
     assert spec.num_examples
     assert launch.resolve(config)[1] == config
 
@@ -467,7 +541,7 @@ def test_resolving_writes_every_option_out():
     assert config.model.options['norm'] == 'none'
     assert config.model.options['hidden'] == 8
     assert config.model.options['widths'] == (32, 64, 128)
-    assert config.task.options == {'label_smoothing': 0.0}
+    assert config.task.options == {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}
 
 
 def test_an_optional_option_is_cleared_by_none():
@@ -482,7 +556,7 @@ def test_print_config_shows_every_field_of_the_resolved_configuration(verb, caps
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(' = ')[0] for line in lines] == [f'config.{path}' for path in PATHS]
     assert 'config.seed = 7' in lines
-    assert "config.task.options = {'label_smoothing': 0.0}" in lines
+    assert "config.task.options = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}" in lines
 
 
 def test_the_default_folder_bears_the_fingerprint_of_the_resolved_configuration():

@@ -29,10 +29,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cnn.config import Experiment, InputError, Spec
-from cnn.data import augment
+from cnn.data import augment, fitting
 from cnn.inspection import cost
 from cnn.training import program as programs
-from cnn.training import sharding
+from cnn.training import sharding, teachers
 from cnn.training.program import Program
 from cnn.training.state import TRAIN, stream
 from cnn.training.step import apply_function
@@ -56,10 +56,12 @@ def measure(config: Experiment, spec: Spec, mesh: Mesh, steps: int | None = None
       InputError: the network can't take the data's shapes, or these differ between examples.
     """
     # The length of an epoch is a number among the step's arguments: any will do.
-    program, numbers = programs.build(config, spec, config.data.batch_size, mesh)
+    teacher = teachers.load(config, spec, mesh)
+    program, numbers = programs.build(config, spec, config.data.batch_size, mesh, teacher)
     levels = config.model.options.get('levels') or program.task.num_outputs(program.spec) or 2
-    host_batch = made_up_batch(spec, program.task.fields(spec), config.data.batch_size, levels)
-    flops = 6 * _forward_multiply_adds(program, config, host_batch, numbers)
+    fitted = fitting.fitted_spec(spec, config.data)
+    host_batch = made_up_batch(fitted, program.task.fields(spec), config.data.batch_size, levels)
+    flops = 6 * _forward_multiply_adds(program, config, spec, host_batch, numbers)
     batch = jax.device_put(host_batch, sharding.batch_sharding(mesh))
     arguments = jax.block_until_ready((program.init(numbers), batch, stream(config.seed, TRAIN), numbers))
 
@@ -154,10 +156,14 @@ def made_up_batch(spec: Spec, fields: Iterable[str], batch_size: int, levels: in
     """Random examples of a data set, each field [batch_size, ...] of its dtype, all valid.
 
     Classes are below their number, other bytes below 256 and other integers below `levels`; floats are in 0..1, and
-    boxes have their corners inside the image, in order. Raises InputError for a shape that differs between examples.
+    boxes have their corners inside the image, in order. They are the first ones of the first epoch. Raises InputError for a shape that differs between examples.
     """
     generator = np.random.default_rng(0)
-    batch: dict[str, np.ndarray] = {'valid': np.ones(batch_size, bool)}
+    batch: dict[str, np.ndarray] = {
+        'valid': np.ones(batch_size, bool),
+        'index': np.arange(batch_size, dtype=np.int32),
+        'epoch': np.zeros(batch_size, np.int32),
+    }
     for field in fields:
         shape, dtype = (batch_size, *spec.shapes[field]), np.dtype(spec.dtypes[field])
         if -1 in shape:
@@ -175,9 +181,9 @@ def made_up_batch(spec: Spec, fields: Iterable[str], batch_size: int, levels: in
     return batch
 
 
-def _forward_multiply_adds(program: Program, config: Experiment, batch: Any, numbers: Any) -> int:
+def _forward_multiply_adds(program: Program, config: Experiment, spec: Spec, batch: Any, numbers: Any) -> int:
     """Those of the loss of a raw batch, augmentation left out."""
-    prepare = functools.partial(augment.prepare, data=config.data, augment=config.augment)
+    prepare = augment.preparation(config, spec)
     prepared = jax.eval_shape(lambda batch: prepare(batch, None, numbers), batch)
     loss = functools.partial(program.task.loss, apply_function(program.model))
     key = jax.eval_shape(lambda: stream(0, TRAIN))

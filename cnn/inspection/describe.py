@@ -212,7 +212,7 @@ def memory(config: Experiment, spec: Spec, task: tasks.Task, model: nn.Module, v
     """
     params, model_state = variables['params'], {name: value for name, value in variables.items() if name != 'params'}
     structure, numbers = configuration.split_numbers(config)
-    numbers['steps'] = {'total': 1, 'warmup': 0, 'boundaries': [0] * len(config.schedule.boundaries)}
+    numbers['steps'] = optimizers.counts(config, lambda duration: 1)
     optimizer = optimizers.build(structure.optimizer, structure.schedule, numbers)
     ema = jax.eval_shape(average, params, model_state) if config.ema.decay is not None else None
 

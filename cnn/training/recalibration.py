@@ -35,7 +35,7 @@ def recalibrate(
     stored = recalibrated(state, step, folder)
     if stored is not None:
         return stored
-    order = train_indices(train.num_examples, config.data.batch_size, config.seed)
+    order = train_indices(train.num_examples, config.data.batch_size, config.seed, config.augment.repeats)
     key = stream(config.seed, RECALIBRATE)
     sums: Any = None
     for index, batch in enumerate(train(order, 0, config.eval.recalibrate)):

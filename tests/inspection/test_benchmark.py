@@ -54,6 +54,8 @@ def test_made_up_examples_are_like_those_of_the_data():
     batch = benchmark.made_up_batch(spec, spec.shapes, 64, levels=17)
     assert {field: (values.shape, values.dtype.name) for field, values in batch.items()} == {
         'valid': ((64,), 'bool'),
+        'index': ((64,), 'int32'),
+        'epoch': ((64,), 'int32'),
         **{field: ((64, *shape), spec.dtypes[field]) for field, shape in spec.shapes.items()},
     }
     assert batch['valid'].all()

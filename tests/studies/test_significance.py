@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cnn.studies.statistics import compare, holm, seeds_needed, sign_flip, summarize
+from cnn.studies.statistics import Summary, bearing, compare, holm, seeds_needed, sign_flip, summarize
 
 SLEEP = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]  # hours gained by ten patients: Student 1908, table 1
 
@@ -76,3 +76,22 @@ def test_how_many_seeds_can_show_anything():
         seeds = seeds_needed(count)
         assert holm([sign_flip([1.0] * seeds)] + [1.0] * (count - 1))[0] < 0.05
         assert holm([sign_flip([1.0] * (seeds - 1))] + [1.0] * (count - 1))[0] >= 0.05
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'expected'),
+    [
+        (0.011, 0.03, 'larger'), (-0.03, -0.011, 'larger'), (-0.009, 0.009, 'smaller'), (0.0, 0.0, 'smaller'),
+        (0.009, 0.011, 'open'), (-0.011, 0.0, 'open'), (-0.5, 0.5, 'open'), (math.nan, math.nan, 'open'),
+    ],
+)  # fmt: skip
+def test_an_interval_beside_the_effect_that_would_matter(low, high, expected):
+    assert bearing(Summary(8, (low + high) / 2, 0.01, low, high), 0.01) == expected
+
+
+def test_a_difference_at_the_effect_itself_is_seldom_taken_for_larger_or_smaller():
+    """Each end of the interval errs in 2.5 of 100 cases, give or take three standard errors."""
+    generator = np.random.default_rng(5)
+    taken = [bearing(summarize(generator.normal(1.0, 0.2, 8)), 1.0) for _ in range(600)]
+    for word in ('larger', 'smaller'):
+        assert abs(taken.count(word) / 600 - 0.025) <= 3 * math.sqrt(0.025 * 0.975 / 600)
