@@ -7,23 +7,14 @@ recipe.
 """
 
 from cnn.config import Experiment
+from experiments import mnist
 
 
 def get_config() -> Experiment:
-    config = Experiment()
-    config.model.name = 'lenet'
+    config = mnist.get_config()
     config.data.name = 'fashion_mnist'
-    config.data.train_split = 'train[:55000]'
-    config.data.validation_split = 'train[55000:]'
-    config.data.image_size = (32, 32)
     config.data.mean = (0.2860,)
     config.data.std = (0.3530,)
     config.augment.flip = True
-    config.augment.shift = 2
-    config.optimizer.name = 'adamw'
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.weight_decay = 0.05
-    config.schedule.name = 'one_cycle'
-    config.schedule.warmup = '30%'
     config.train.duration = '30ep'
     return config

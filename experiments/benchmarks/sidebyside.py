@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import launch
+from cnn.training import environment
 
 MISSING = (
     'PyTorch is not installed: JAX alone; pip install torch==2.13.0 '
@@ -333,11 +333,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The flags, after what must stand before JAX is imported: the settings that launch.py makes for a run."""
     arguments = parser.parse_args()
-    launch.use_huge_pages()  # PyTorch's process has them too
+    environment.use_huge_pages()  # PyTorch's process has them too
     if arguments.form:
         os.environ['CNN_CONV'] = arguments.form
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # a GPU is shared with PyTorch
-    launch.set_xla_flags()
+    environment.set_xla_flags()
     return arguments
 
 

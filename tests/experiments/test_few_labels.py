@@ -71,7 +71,7 @@ def test_cells_are_cut_with_their_surroundings_and_as_many_of_each_kind(tmp_path
     # The box is 20 wide in a square of 24: 2 of 24 at the left are black, and 7 of 24 above.
     green = cell[..., 1] > 127
     rows, columns = np.nonzero(green)
-    assert np.allclose([columns.min(), columns.max() + 1], [8, 88], atol=1)
-    assert np.allclose([rows.min(), rows.max() + 1], [28, 68], atol=1)
+    assert np.allclose([columns.min(), columns.max() + 1], [5.3, 58.7], atol=1)
+    assert np.allclose([rows.min(), rows.max() + 1], [18.7, 45.3], atol=1)
     with pytest.raises(InputError, match='has no annotations_test'):
         blood_cells.cut(tmp_path, tmp_path / 'out', 'test')
