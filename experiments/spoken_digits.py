@@ -9,7 +9,8 @@
 or with another folder, --config=experiments/spoken_digits.py:DIR. Recordings 0 to 4 of every speaker and digit are the
 test set, as its authors say (300 of 3,000); a tenth of the others, by the seed of the split, validates.
 
-1,139 steps. The recipe was chosen on validation. Test accuracy for seeds 0 and 1: .9933, .9933.
+1,139 steps, a minute and a half on 2 CPU cores beside other work. The recipe was chosen on validation. Test accuracy
+over seeds 0 to 5: .9928, standard deviation .0039.
 """
 
 from cnn.config import Experiment
