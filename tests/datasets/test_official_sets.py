@@ -184,6 +184,7 @@ PIXELS = np.zeros((7, 28, 28), np.uint8)
         (LABELS, gzip.compress(idx(PIXELS)), 'no idx file of 1 dimensions'),
         (LABELS, gzip.compress(idx(np.full(7, 10, np.uint8))), 'label 10 in a set of 10 classes'),
     ],
+    ids=range(10),  # compressed files hold the time
 )
 def test_idx_files_of_another_form_are_named(file, content, told, declare, tmp_path, new_data_dir):
     message = error('mnist', contents('mnist')[0] | {file: content}, declare, tmp_path / 'archives')
@@ -214,6 +215,7 @@ def link(name, target):
         (tar([(TRAIN[0], bytes([20]) + ROW[1:]), TEST]), 'label'),
         (tar([(TRAIN[0], bytes([3, 100]) + ROW[2:]), TEST]), 'label'),
     ],
+    ids=range(9),  # compressed files hold the time
 )
 def test_tar_files_of_another_form_are_named(content, told, declare, tmp_path, new_data_dir):
     message = error('cifar100', {'cifar-100-binary.tar.gz': content}, declare, tmp_path / 'archives')

@@ -1,4 +1,6 @@
-"""Writes crops.json: what torchvision 0.28 and PyTorch 2.13 make of given draws. `python tests/data/references/make_crops.py`.
+"""Writes crops.json: what torchvision 0.28 and PyTorch 2.13 make of given draws.
+
+    python tests/data/references/make_crops.py
 
 torchvision's random crop takes its draws from PyTorch; here they are handed to it, try by try.
 """
