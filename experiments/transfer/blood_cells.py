@@ -6,7 +6,18 @@
 DIR is the Blood Cell Count data set (Shenggan/BCCD_Dataset) with COCO annotations; the first command cuts a square
 around each cell into data/blood_cells. FILE is Google's MobileNetV1 of width 0.25, as .safetensors. `scratch` begins at
 its own initialisation, `tuned` at those weights with all of them learning, `probe` learns the head alone. There is no
-validation: 100 steps, and the last state is tested.
+validation: 100 steps, and the last state is tested. A run took some seven seconds on 2 CPU cores beside other work.
+
+Test accuracy on 207 cells of three kinds over seeds 0 to 5, mean and half of its 95 % interval, and the difference from
+`scratch` seed by seed:
+
+    labels   scratch        tuned          probe          tuned - scratch    probe - scratch
+    1        .452 ± .073    .700 ± .073    .624 ± .126    +.248 ± .066       +.172 ± .116
+    5        .573 ± .053    .939 ± .043    .874 ± .087    +.366 ± .074       +.300 ± .128
+    10       .661 ± .115    .950 ± .026    .940 ± .016    +.289 ± .112       +.279 ± .127
+    50       .767 ± .072    .987 ± .006    .964 ± .008    +.220 ± .073       +.196 ± .072
+
+Longer training from scratch was not tried; the steps are the same for all.
 """
 
 import json
