@@ -27,6 +27,7 @@ def test_every_file_that_the_readme_names_exists():
         'cnn/models/x.py',
         'cnn/pretrained/x.py',
         'cnn/tasks/x.py',
+        'cnn/data/x.py',
         'cnn/datasets/x.py',
         'experiments/x.py',
     }
