@@ -2,16 +2,12 @@
 
 import dataclasses
 import errno
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import re
+import shlex
 import sys
 import typing
-import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +17,7 @@ from ml_collections import config_flags
 from cnn import config as configuration
 from cnn import scripts
 from cnn.config import Experiment, InputError, RunFailed, RunStopped, nearest
+from cnn.training.environment import prepare_jax, use_huge_pages
 
 ROOT = pathlib.Path(__file__).resolve().parent
 DEFAULT_EXPERIMENT = str(ROOT / 'experiments' / 'digits.py')
@@ -60,11 +57,21 @@ flags
                               ablate: so many from 0, or these (default: what the study says)
   --dry_run                   ablate: show the plan and stop
   --emit=commands             ablate: print a command for each run that is not done, and stop
+  --pack=auto|none|unrolled|dispatched|vmapped
+                              ablate: how runs with one program train together (default: the fastest here)
+  --workers=N                 ablate: how many processes (default: one for each GPU, or for each core up to 8)
+  --keep_going                ablate: go on with the other runs after a failure
+  --retries=N                 ablate: how often a run is tried again that the system ended (default 1)
   --allow_code_change         ablate: go on where the code is another than that of runs which were begun
+  --executor=local|slurm      ablate: run on this machine (default), or submit the runs to a cluster
+  --slurm=NAME=VALUE[,...]    ablate: what a task asks of the cluster: partition, time (minutes), gpus, cpus,
+                              memory (GB); and runs, how many of one program share it (default 1)
+  --wait                      ablate: stay until the cluster's jobs have ended
 
 exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
 """
 VERBS = ('train', 'evaluate', 'data', 'describe', 'benchmark', 'ablate')
+PACKS = ('auto', 'none', 'unrolled', 'dispatched', 'vmapped')
 VERBS_OF_FLAGS = {
     'profile': ('train',),
     'split': ('evaluate',),
@@ -79,12 +86,15 @@ VERBS_OF_FLAGS = {
     'seeds': ('ablate',),
     'dry_run': ('ablate',),
     'emit': ('ablate',),
+    'pack': ('ablate',),
+    'workers': ('ablate',),
+    'keep_going': ('ablate',),
+    'retries': ('ablate',),
     'allow_code_change': ('ablate',),
+    'executor': ('ablate',),
+    'slurm': ('ablate',),
+    'wait': ('ablate',),
 }
-# YNNPACK's convolutions, which these releases have in place of Eigen's, are slower, with weight gradients half as fast.
-CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION',)
-RELEASES_WITH_CPU_FLAGS = ('0.10.2', '0.11.0', '0.11.1', '0.11.2')
-HUGE_PAGES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 OVERRIDE = re.compile(r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL)
 
 
@@ -111,7 +121,14 @@ class Command:
     seeds: tuple[int, ...] | None
     dry_run: bool
     emit: str | None
+    pack: str
+    workers: int | None
+    keep_going: bool
+    retries: int
     allow_code_change: bool
+    executor: str
+    slurm: str | None
+    wait: bool
     argv: list[str]
 
 
@@ -143,7 +160,14 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     flags.DEFINE_string('seeds', None, 'how many seeds, or which', flag_values)
     flags.DEFINE_boolean('dry_run', False, 'show the plan and stop', flag_values)
     flags.DEFINE_string('emit', None, 'print commands and stop', flag_values)
+    flags.DEFINE_string('pack', 'auto', 'how runs train together', flag_values)
+    flags.DEFINE_integer('workers', None, 'how many processes', lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_boolean('keep_going', False, 'go on after a failure', flag_values)
+    flags.DEFINE_integer('retries', 1, 'how often a run is tried again', lower_bound=0, flag_values=flag_values)
     flags.DEFINE_boolean('allow_code_change', False, 'go on with other code', flag_values)
+    flags.DEFINE_string('executor', 'local', 'where runs go', flag_values)
+    flags.DEFINE_string('slurm', None, 'what a run asks of the cluster', flag_values)
+    flags.DEFINE_boolean('wait', False, 'stay until the jobs have ended', flag_values)
     try:
         config_flags.DEFINE_config_dataclass('config', experiment, 'an experiment file', flag_values, arguments)
         rest = flag_values(arguments)[1:]
@@ -179,7 +203,14 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         seeds=_seeds(flag_values.seeds),
         dry_run=flag_values.dry_run,
         emit=_emit(flag_values.emit),
+        pack=_one_of('pack', flag_values.pack, PACKS),
+        workers=flag_values.workers,
+        keep_going=flag_values.keep_going,
+        retries=flag_values.retries,
         allow_code_change=flag_values.allow_code_change,
+        executor=_one_of('executor', flag_values.executor, ('local', 'slurm')),
+        slurm=flag_values.slurm,
+        wait=flag_values.wait,
         argv=list(argv),
     )
 
@@ -292,68 +323,17 @@ def _emit(text: str | None) -> str | None:
     return text
 
 
+def _one_of(flag: str, text: str, known: Sequence[str]) -> str:
+    if text not in known:
+        raise nearest(flag, text, known)
+    return text
+
+
 def _file(flag: str, text: str | None, suffix: str) -> pathlib.Path | None:
     path = pathlib.Path(text) if text else None
     if path and (path.suffix != suffix or not path.parent.is_dir()):
         raise InputError(f'--{flag}={text!r}: write FILE{suffix}, in a folder that there is')
     return path
-
-
-def use_huge_pages() -> None:
-    """Starts this process anew, once, with huge pages for its arrays, where Linux leaves that to the program.
-
-    A step takes its temporary arrays from the system and gives them back, and the system clears each page when it is
-    first touched: in pages of 4 KiB this is up to a third of a step on CPUs. glibc reads the setting at its start only.
-    """
-    setting, tunables = 'glibc.malloc.hugetlb', os.environ.get('GLIBC_TUNABLES', '')
-    left_to_programs = HUGE_PAGES.exists() and '[madvise]' in HUGE_PAGES.read_text()
-    if left_to_programs and platform.libc_ver()[0] == 'glibc' and setting not in tunables:
-        os.environ['GLIBC_TUNABLES'] = f'{tunables}:{setting}=1'.lstrip(':')
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def set_xla_flags(deterministic: bool = False) -> None:
-    """Adds what XLA should know at its start to XLA_FLAGS, where the user's own stay in force."""
-    theirs = os.environ.get('XLA_FLAGS', '')
-    ours = ['--xla_gpu_deterministic_ops=true'] if deterministic else []
-    # A flag that XLA does not know ends the process.
-    if importlib.metadata.version('jaxlib') in RELEASES_WITH_CPU_FLAGS:
-        ours += [flag for flag in CPU_FLAGS if flag.partition('=')[0] not in theirs]
-    os.environ['XLA_FLAGS'] = ' '.join([*ours, theirs]).strip()
-
-
-def prepare_jax(config: Experiment) -> None:
-    """Settings that must stand before JAX starts its devices."""
-    set_xla_flags(config.deterministic)
-    # The compiled form of a program that calls oneDNN can't be written to the cache; it is compiled again.
-    warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry .*bad_alloc')
-    import jax
-
-    if 'float64' in (config.model.dtype, config.model.param_dtype):
-        jax.config.update('jax_enable_x64', True)
-    if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        directory = private_cache()
-        if directory:
-            jax.config.update('jax_compilation_cache_dir', str(directory))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-
-
-def private_cache() -> pathlib.Path | None:
-    """A directory for compiled programs that nobody else can write to; None where that can't be had.
-
-    Compiled programs are code: whoever can write them there can run anything as this user. And they are code for one
-    processor: machines that share a home directory have a directory for each set of instructions.
-    """
-    information = pathlib.Path('/proc/cpuinfo')
-    instructions = re.search(r'(?m)^(flags|Features).*', information.read_text() if information.exists() else '')
-    name = f'xla-{zlib.crc32((instructions[0] if instructions else platform.processor()).encode()):08x}'
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'cnn' / name
-    try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = cache.stat()
-    except OSError:
-        return None
-    return cache if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 
 
 def train(command: Command) -> None:
@@ -512,6 +492,13 @@ def ablate(command: Command) -> None:
     from cnn import studies
 
     study = studies.load(command.study)
+    if command.executor == 'slurm' and not (command.dry_run or command.emit):
+        from cnn.studies import slurm
+
+        slurm.check()
+        settings = slurm.parse(command.slurm)
+    elif command.executor != 'slurm' and (command.slurm is not None or command.wait):
+        raise InputError('--slurm and --wait are for --executor=slurm')
     root = command.workdir or pathlib.Path('runs') / pathlib.Path(command.study.partition(':')[0]).stem
     import jax
 
@@ -525,6 +512,34 @@ def ablate(command: Command) -> None:
     if command.emit:
         return print('\n'.join(commands.commands(plan, command.argv[0])) or '# every run is done')
     print(overview.text(plan))
+    if command.dry_run:
+        return
+    if command.executor == 'slurm':
+        unfinished = slurm.execute(plan, settings, command.wait, command.pack, command.argv)
+        if unfinished is None:
+            return
+        report_study(command, plan)
+        if unfinished:
+            raise RunFailed(f'{len(unfinished)} runs are not done: {"; ".join(unfinished)}')
+        return
+    from cnn.studies import queue
+
+    options = queue.Options(command.pack, command.workers, command.keep_going, command.retries, command.argv)
+    failures = queue.run(plan, options)
+    try:
+        report_study(command, plan)
+    finally:
+        queue.raise_for(failures)
+
+
+def report_study(command: Command, plan: Any) -> None:
+    """Writes the report of what is done, and prints the answer."""
+    from cnn.studies import report, results
+
+    found = results.collect(plan.study, plan.runs, plan.direction, plan.costs)
+    if any(outcome.status == results.DONE for outcome in found.outcomes):
+        print(report.write(found, plan.root, [shlex.join(['python', *command.argv])]))
+        print(plan.root / 'report.html')
 
 
 def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:

@@ -7,9 +7,9 @@ import pytest
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
-import launch
+from cnn.training import environment
 
-CACHE = launch.private_cache()
+CACHE = environment.private_cache()
 if CACHE:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'

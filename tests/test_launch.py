@@ -1,5 +1,4 @@
 import fcntl
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -197,6 +196,15 @@ MISTAKES = {
     'metric': ('--config.eval.metric=acuracy', "did you mean 'accuracy'?"),
     'steps': ('benchmark --steps=0', '--steps=0: 0 is not a positive integer'),
     'run folder': ('evaluate --workdir=no_such_run', 'no_such_run: is no run folder'),
+    'no study': ('ablate', 'ablate needs a study: --study=experiments/ablations/NAME.py'),
+    'study': (
+        'ablate --study=experiments/skip_connection.py',
+        "did you mean 'experiments/ablations/skip_connections.py'?",
+    ),
+    'seeds': (
+        'ablate --study=experiments/ablations/skip_connections.py --seeds=0,1,1',
+        '--seeds: seed 1 is there 2 times; a run counts once',
+    ),
 }
 
 
@@ -387,6 +395,20 @@ def test_numbers_have_every_spelling_of_a_tuple(text):
     assert parse(f'--config.data.mean={text}', '--config.data.std=1,1').config.data.mean == (0.5, 1.0)
 
 
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ("'a{1,2}','b'", ('a{1,2}', 'b')),
+        ('("a{1,2}", "b")', ('a{1,2}', 'b')),
+        (r"'(?!head)\d{1,2}'", (r'(?!head)\d{1,2}',)),
+        ('"it\'s",b', ("it's", 'b')),
+        ("it's", ("it's",)),
+    ],
+)
+def test_a_comma_in_quotes_divides_no_words(text, value):
+    assert parse(f'--config.optimizer.decay_exclude={text}').config.optimizer.decay_exclude == value
+
+
 @pytest.mark.parametrize('path', ['optimizer.decay_exclude', 'schedule.boundaries', 'data.mean'])
 def test_a_tuple_may_be_emptied(path):
     for text in ('()', 'none', ''):
@@ -422,6 +444,17 @@ def test_negative_numbers_are_values_in_both_forms():
         ('--save_weights=x', '--save_weights belongs to another verb: python launch.py evaluate --save_weights'),
         ('--save_features=x', '--save_features belongs to another verb: python launch.py evaluate --save_features'),
         ('--steps=3', '--steps belongs to another verb: python launch.py benchmark --steps'),
+        ('--study=x', '--study belongs to another verb: python launch.py ablate --study'),
+        ('--dry_run', '--dry_run belongs to another verb: python launch.py ablate --dry_run'),
+        ('ablate --seeds=0', "--seeds='0': write how many, such as --seeds=8, or which, such as --seeds=0,1,5"),
+        ('ablate --seeds=1.5', "--seeds='1.5': write how many"),
+        ('ablate --seeds=-1', "--seeds='-1': write how many"),
+        ('ablate --seeds=4294967296,', "--seeds='4294967296,': seeds must be below 2**32"),
+        ('ablate --executor=slrum', "unknown executor 'slrum'; did you mean 'slurm'?"),
+        ('ablate --pack=unroled', "unknown pack 'unroled'; did you mean 'unrolled'?"),
+        ('ablate --workers=0', 'flag --workers=0: 0 is not a positive integer'),
+        ('ablate --retries=-1', 'flag --retries=-1: -1 is not a non-negative integer'),
+        ('ablate --emit=command', "unknown form of --emit 'command'; did you mean 'commands'?"),
         ('benchmark --steps=1.5', "flag --steps=1.5: invalid literal for int() with base 10: '1.5'"),
         ('data --profile=1:2', '--profile belongs to another verb: python launch.py train --profile'),
     ],
@@ -443,6 +476,19 @@ def test_flags_beside_the_configuration():
     assert parse('benchmark', '--steps=3').steps == 3
     assert parse('benchmark').steps is None
     assert parse('--profile=3:10').profile == range(3, 10)
+    assert parse('ablate', '--study=x.py:1').study == 'x.py:1'
+    assert parse('ablate').seeds is None
+    assert [parse('ablate', f'--seeds={text}').seeds for text in ('3', '5,1', '7,')] == [(0, 1, 2), (5, 1), (7,)]
+    assert (parse('ablate').dry_run, parse('ablate', '--dry_run').dry_run) == (False, True)
+    assert parse('ablate', '--emit=commands').emit == 'commands'
+    command = parse('ablate', '--pack=vmapped', '--workers=3', '--keep_going', '--retries=0')
+    assert (command.pack, command.workers, command.keep_going, command.retries) == ('vmapped', 3, True, 0)
+    command = parse('ablate')
+    assert (command.pack, command.workers, command.keep_going, command.retries) == ('auto', None, False, 1)
+    assert parse('ablate', '--allow_code_change').allow_code_change is True
+    command = parse('ablate', '--executor=slurm', '--slurm=time=5,gpus=1', '--wait')
+    assert (command.executor, command.slurm, command.wait) == ('slurm', 'time=5,gpus=1', True)
+    assert (parse('ablate').executor, parse('ablate').slurm, parse('ablate').wait) == ('local', None, False)
     assert parse().profile is None
 
 
@@ -549,14 +595,22 @@ def test_an_optional_option_is_cleared_by_none():
     assert launch.resolve(parse(*arguments).config)[1].task.options['background'] is None
 
 
-@pytest.mark.parametrize('verb', launch.VERBS)
+@pytest.mark.parametrize('verb', [verb for verb in launch.VERBS if verb != 'ablate'])
 def test_print_config_shows_every_field_of_the_resolved_configuration(verb, capsys):
     command = parse(verb, '--print_config', '--config.seed=7')
     assert launch.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(' = ')[0] for line in lines] == [f'config.{path}' for path in PATHS]
     assert 'config.seed = 7' in lines
-    assert "config.task.options = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}" in lines
+    assert (
+        "config.task.options = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}" in lines
+    )
+
+
+@pytest.mark.parametrize('flag', ['--print_config', '--config.seed=7', '--config=experiments/digits.py'])
+def test_a_study_takes_no_configuration(flag, capsys):
+    assert launch.main(parse('ablate', '--study=x', flag)) == 2
+    assert 'leave --config and --print_config out' in capsys.readouterr().err
 
 
 def test_the_default_folder_bears_the_fingerprint_of_the_resolved_configuration():
@@ -574,22 +628,6 @@ def test_what_ends_a_run_is_said_in_one_line_with_its_exit_code(error, code, mon
     monkeypatch.setattr(launch, 'train', stop)
     assert launch.main(parse()) == code
     assert capsys.readouterr() == ('', 'launch.py: a b\n')
-
-
-def test_the_cache_of_compiled_programs_is_private(monkeypatch, tmp_path):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'new'))
-    cache = launch.private_cache()
-    assert cache.parent == tmp_path / 'new' / 'cnn'
-    monkeypatch.setattr(launch.pathlib.Path, 'read_text', lambda path: 'flags : another processor')
-    assert launch.private_cache() not in (cache, None)
-    monkeypatch.undo()
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'new'))
-    assert launch.private_cache() == cache
-    assert cache.stat().st_mode & 0o777 == 0o700
-    cache.chmod(0o777)
-    assert launch.private_cache() is None
-    monkeypatch.setenv('XDG_CACHE_HOME', str(write(tmp_path / 'file', '')))
-    assert launch.private_cache() is None
 
 
 def test_help_fits_one_screen_and_names_every_verb_and_flag():
@@ -727,38 +765,6 @@ def test_a_longer_duration_continues_a_finished_run(unfinished, experiment):
     assert fields == {'config.train.duration': ['3', '5']}
 
 
-@pytest.mark.parametrize('release', launch.RELEASES_WITH_CPU_FLAGS)
-def test_flags_of_xla_are_added_where_its_release_knows_them(monkeypatch, release):
-    monkeypatch.setattr('importlib.metadata.version', lambda name: release)
-    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
-    launch.set_xla_flags()
-    assert os.environ['XLA_FLAGS'].split() == [*launch.CPU_FLAGS, '--xla_force_host_platform_device_count=2']
-    launch.set_xla_flags(deterministic=True)
-    assert os.environ['XLA_FLAGS'].split()[0] == '--xla_gpu_deterministic_ops=true'
-    assert os.environ['XLA_FLAGS'].count('ynn_fusion') == 1
-
-
-def test_flags_of_xla_are_neither_added_to_other_releases_nor_over_the_users(monkeypatch):
-    monkeypatch.setenv('XLA_FLAGS', '')
-    monkeypatch.setattr('importlib.metadata.version', lambda name: '0.12.0')
-    launch.set_xla_flags()
-    assert os.environ['XLA_FLAGS'] == ''
-    users = f'{launch.CPU_FLAGS[0].partition("=")[0]}=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION'
-    monkeypatch.setenv('XLA_FLAGS', users)
-    monkeypatch.setattr('importlib.metadata.version', lambda name: launch.RELEASES_WITH_CPU_FLAGS[0])
-    launch.set_xla_flags()
-    assert os.environ['XLA_FLAGS'] == users
-
-
-def test_this_release_of_xla_is_one_that_the_flags_and_the_convolutions_were_tried_on():
-    """A new release runs without either, slower; so this says when both are to be tried again."""
-    from cnn.ops import onednn
-
-    version = importlib.metadata.version('jaxlib')
-    assert version in launch.RELEASES_WITH_CPU_FLAGS
-    assert version in onednn.RELEASES
-
-
 def test_the_form_of_the_environment_is_written_into_the_configuration(monkeypatch):
     monkeypatch.setenv('CNN_CONV', 'plain')
     assert launch.resolve(Experiment())[1].model.conv == 'plain'
@@ -768,25 +774,3 @@ def test_the_form_of_the_environment_is_written_into_the_configuration(monkeypat
     monkeypatch.setenv('CNN_CONV', 'plane')
     with pytest.raises(InputError, match=r"form of convolution \(CNN_CONV\) 'plane'; did you mean 'plain'"):
         launch.resolve(Experiment())
-
-
-def test_huge_pages_are_asked_for_once_where_linux_leaves_them_to_the_program(monkeypatch, tmp_path):
-    """By starting the process anew with the same command: glibc reads the setting at its start only."""
-    started = []
-    monkeypatch.setattr('os.execv', lambda *arguments: started.append(arguments))
-    monkeypatch.setattr('platform.libc_ver', lambda: ('glibc', '2.36'))
-    monkeypatch.setattr('sys.orig_argv', ['python', '-X', 'dev', 'launch.py', 'train'])
-    monkeypatch.setattr(launch, 'HUGE_PAGES', tmp_path / 'enabled')
-    monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
-    for mode in ('[always] madvise never', 'always madvise [never]', None):
-        if mode:
-            launch.HUGE_PAGES.write_text(mode)
-        else:
-            launch.HUGE_PAGES.unlink()
-        launch.use_huge_pages()
-    assert not started
-    launch.HUGE_PAGES.write_text('always [madvise] never')
-    launch.use_huge_pages()
-    launch.use_huge_pages()
-    assert started == [(sys.executable, [sys.executable, '-X', 'dev', 'launch.py', 'train'])]
-    assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.check=1:glibc.malloc.hugetlb=1'

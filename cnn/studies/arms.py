@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import AxisType, Mesh
 
 from cnn import config as configuration
@@ -24,8 +23,10 @@ from cnn.training import program as programs
 from cnn.training.state import TRAIN, stream
 
 # Fields of config.Data that do not decide which examples there are.
-HANDLING = ('batch_size', 'image_size', 'test_size', 'resize', 'resize_side', 'channels', 'length', 'mean', 'std')
-HANDLING += ('resident', 'workers', 'max_unreadable')
+HANDLING = (
+    *('batch_size', 'image_size', 'test_size', 'resize', 'resize_side', 'channels', 'length', 'mean', 'std'),
+    *('resident', 'workers', 'max_unreadable'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_base(study: Study) -> Experiment:
 
 
 def differences(old: Experiment, new: Experiment, *arms: Arm) -> dict[str, tuple[str, str]]:
-    """Where two configurations differ, seeds apart: path -> (old, new) as texts, '-' for an option that is not there.
+    """Where two configurations differ: path -> (old, new) as texts, '-' for an option that is not there.
 
     An option that but one of two networks or tasks has counts where one of the arms names it.
     """
@@ -100,7 +101,7 @@ def differences(old: Experiment, new: Experiment, *arms: Arm) -> dict[str, tuple
     named = {path for arm in arms for path in arm.overrides}
     paths = [path for path in {**others, **fields} if path in named or (path in fields and path in others)]
     pairs = {path: tuple(repr(of[path]) if path in of else '-' for of in (others, fields)) for path in paths}
-    return {path: (pair[0], pair[1]) for path, pair in pairs.items() if pair[0] != pair[1] and path != 'seed'}
+    return {path: (pair[0], pair[1]) for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _flat(config: Experiment) -> dict[str, Any]:
@@ -199,27 +200,15 @@ def _traced(config: Experiment, spec: Spec) -> Cost:
 
 def _cost(config: Experiment, spec: Spec) -> Cost:
     mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-    with nn.intercept_methods(_refuse_nothing):
-        program, numbers = programs.build(config, spec, 1, mesh)
-        rows = fitting.fitted_spec(spec, config.data)
-        batch = {
-            field: jax.ShapeDtypeStruct((1, *rows.shapes[field]), rows.dtypes[field])
-            for field in program.task.fields(rows)
-        }
-        batch['valid'] = jax.ShapeDtypeStruct((1,), 'bool')
-        batch |= {name: jax.ShapeDtypeStruct((1,), 'int32') for name in ('index', 'epoch')}
-        variables = program.state.eval_variables
-        trace: Any = program.measure_step  # the loss in training, without the gradient
-        jaxpr = trace.trace(variables, batch, jax.eval_shape(lambda: stream(0, TRAIN)), numbers).jaxpr.jaxpr
+    program, numbers = programs.build(config, spec, 1, mesh)
+    rows = fitting.fitted_spec(spec, config.data)
+    shapes = {field: (rows.shapes[field], rows.dtypes[field]) for field in program.task.fields(rows)}
+    shapes |= {'valid': ((), 'bool'), 'index': ((), 'int32'), 'epoch': ((), 'int32')}
+    batch = {field: jax.ShapeDtypeStruct((1, *shape), dtype) for field, (shape, dtype) in shapes.items()}
+    variables, key = program.state.eval_variables, jax.eval_shape(lambda: stream(0, TRAIN))
+    loss: Any = program.measure_step  # in training, without the gradient
+    jaxpr = loss.trace(variables, batch, key, numbers).jaxpr.jaxpr
     kinds = [cost.PARAMETER] * len(jax.tree.leaves(variables)) + [cost.INPUT] * len(batch)
     counts = cost.count(jaxpr, kinds + [cost.CONSTANT] * (len(jaxpr.invars) - len(kinds)))
     multiply_adds = sum(number for (_, kind), number in counts.items() if kind == cost.LAYER)
     return Cost(sum(leaf.size for leaf in jax.tree.leaves(program.state.params)), multiply_adds)
-
-
-def _refuse_nothing(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    outputs = method(*args, **kwargs)
-    if any(0 in leaf.shape for leaf in jax.tree.leaves(outputs) if isinstance(leaf, jax.Array)):
-        where = '/'.join(context.module.path) or 'the network'
-        raise InputError(f'nothing is left of the input after {where}; use a larger one')
-    return outputs

@@ -19,12 +19,12 @@ def command(plan: Plan, run: Run, launcher: str = 'launch.py') -> str:
     """What trains a run."""
     form = next(form for form in plan.forms if form.arm.name == run.arm)
     values = {**form.arm.overrides, 'seed': run.seed}
-    flags = [f'--config.{path}={_text(form.given, path, value)}' for path, value in values.items()]
+    flags = [f'--config.{path}={flag_text(form.given, path, value)}' for path, value in values.items()]
     arguments = ['python', launcher, 'train', f'--config={base_file(plan.study)}', *flags, f'--workdir={run.folder}']
     return shlex.join(arguments)
 
 
-def _text(given: Experiment, path: str, value: Any) -> str:
+def flag_text(given: Experiment, path: str, value: Any) -> str:
     """A value as the flag of its field takes it."""
     if '.options.' in path:
         return value if isinstance(value, str) and configuration.literal(value) == value else repr(value)

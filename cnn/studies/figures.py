@@ -187,6 +187,13 @@ def _limit(summaries: Sequence[Summary]) -> float:
     return 1.5 * usual if extents[-1] > OUTLYING * usual > 0 else math.inf
 
 
+def arrow(finding: Finding) -> str:
+    """The mark of a difference: where it points, or a circle where none is shown."""
+    if finding.difference is None or not finding.shown:
+        return 'o'
+    return '>' if finding.difference.summary.mean > 0 else '<'
+
+
 def _effect(axes: Any, row: int, finding: Finding, results: Results, theme: Theme, limit: float) -> None:
     """One row of the picture of effects; what lies beyond the limit is an arrow at the edge, with its figures."""
     if finding.difference is None:
@@ -199,7 +206,7 @@ def _effect(axes: Any, row: int, finding: Finding, results: Results, theme: Them
     lacking = f'  {summary.count} of {finding.planned} seeds' if summary.count < finding.planned else ''
     ink = theme.alarm if lacking else theme.ink
     paper = {'facecolor': theme.paper, 'edgecolor': 'none', 'alpha': 0.75, 'pad': 0.6}
-    marker = 'o' if not finding.shown else '>' if summary.mean > 0 else '<'
+    marker = arrow(finding)
     if max(abs(summary.mean), abs(summary.low), abs(summary.high)) > limit:
         right = summary.mean > 0
         axes.plot(limit if right else -limit, row, marker, color=colour, markersize=6.5)

@@ -62,8 +62,10 @@ class Finding:
         """The word and the bearing."""
         if self.against and not self.difference:
             return 'can not be compared: no seed that both have'
-        how = {'larger': 'larger than', 'smaller': 'smaller than', 'open': "can't tell whether it reaches"}
-        return self.word + (f'; {how[self.bearing]} {self.effect:g}' if self.bearing else '')
+        how = {'larger': '; larger than', 'smaller': '; smaller than', 'open': "; can't tell whether it reaches"}
+        if not self.shown:
+            how['larger'] = ', though the interval lies beyond'
+        return self.word + (f'{how[self.bearing]} {self.effect:g}' if self.bearing else '')
 
 
 def find(results: Results) -> list[Finding]:
@@ -223,14 +225,16 @@ def _nothing(comparisons: int, compared: Sequence[Finding], seeds: str, metric: 
             text += f', {small or "none"} of which {"is" if small == 1 else "are"} surely smaller than {effect:g}'
     fewest = seeds_needed(comparisons)
     if max(finding.difference.summary.count for finding in compared if finding.difference) < fewest:
-        text += f'; {comparisons} comparisons need' if comparisons > 1 else '; one comparison needs'
+        text += f'; {comparisons} comparisons in all need' if comparisons > 1 else '; one comparison needs'
         text += f' {fewest} seeds at least'
     return text + '.'
 
 
 def _matter(finding: Finding) -> str:
     words = {
-        'larger': 'more than {} that would matter',
+        'larger': 'more than {} that would matter'
+        if finding.shown
+        else 'though the interval lies beyond {} that would matter',
         'smaller': 'less than {} that would matter',
         'open': 'which may or may not reach {} that would matter',
     }

@@ -1,5 +1,6 @@
 """What a plan says, as text for a terminal."""
 
+import re
 from collections.abc import Sequence
 
 from cnn.studies.arms import Form, differences, load_base
@@ -53,19 +54,19 @@ def _differences(plan: Plan, form: Form) -> list[str]:
 def _totals(plan: Plan) -> list[str]:
     seconds, known = plan.seconds()
     whole = sum(seconds[run.arm] for run in plan.left)
+    rate = f'{MULTIPLY_ADDS_PER_SECOND / 1e9:.0f}e9'
     how = {
-        'measured': 'by the median of the finished runs of each arm',
-        'scaled': 'by the finished runs; other arms by their multiply-adds',
-        'guessed': f'a guess: {START_SECONDS:.0f} s to start and {MULTIPLY_ADDS_PER_SECOND / 1e9:.0f} G multiply-adds a second',
+        'measured': 'by the finished runs',
+        'scaled': 'by the finished runs and multiply-adds',
+        'guessed': f'a guess: {START_SECONDS:.0f} s to start and {rate} multiply-adds a second',
     }[known]
     lines = [f'{len(plan.forms)} arms x {len(plan.seeds)} seeds = {len(plan.runs)} runs: {_statuses(plan.statuses())}']
     if plan.left:
-        lines.append(f'left: {duration(whole)} of one device ({how}); {plan.compilations} compilations')
-    lines += [_power(plan), *_code(plan)]
-    for run in plan.runs:
-        if run.outcome.error:
-            lines.append(f'{run.status}: {run.arm}, seed {run.seed}: {run.outcome.error}')
-    return [_cut(line, 2 * WIDTH) for line in lines]
+        number = f'{plan.compilations} compilation{"s" * (plan.compilations > 1)}'
+        lines.append(f'left: {number}, {duration(whole)} one after another ({how})')
+    lines = [_cut(line) for line in (*lines, _power(plan), *_code(plan))]
+    ended = (run for run in plan.runs if run.outcome.error)
+    return lines + [f'{run.status}: {run.arm}, seed {run.seed}: {run.outcome.error}' for run in ended]
 
 
 def _power(plan: Plan) -> str:
@@ -81,10 +82,15 @@ def _power(plan: Plan) -> str:
 
 def _code(plan: Plan) -> list[str]:
     now = plan.code or 'no checkout'
-    lines = [f'code {now}' + (', where files differ from the commit' if now.endswith('+') else '')]
+    lines = [f'code {_short(now)}' + (' (+: files differ from the commit)' if now.endswith('+') else '')]
     for revision, count in plan.other_code.items():
-        lines.append(f'WARNING: differing code: {count} begun runs had {revision}; --allow_code_change goes on')
+        lines.append(f'WARNING: differing code: {count} begun runs had {_short(revision)}; --allow_code_change goes on')
     return lines
+
+
+def _short(revision: str) -> str:
+    """The first digits of a commit, and the mark that files differ from it."""
+    return re.sub('^([0-9a-f]{12})[0-9a-f]+', r'\1', revision)
 
 
 def _statuses(counts: dict[str, int]) -> str:

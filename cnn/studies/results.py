@@ -121,14 +121,18 @@ def collect(
 
     Raises InputError where the finished runs do not measure the study's metric.
     """
-    outcomes = {(run.arm, run.seed): read(run.arm, run.seed, pathlib.Path(run.folder)) for run in runs}
+    return _complete(study, [read(run.arm, run.seed, pathlib.Path(run.folder)) for run in runs], direction, costs or {})
+
+
+def _complete(study: Study, found: Iterable[Outcome], direction: str, costs: Mapping[str, Cost]) -> Results:
+    outcomes = {(outcome.arm, outcome.seed): outcome for outcome in found}
     seeds = tuple(sorted({seed for _, seed in outcomes}))
-    for key in itertools.product((arm.name for arm in study.arms), seeds):
-        outcomes.setdefault(key, Outcome(*key, folder=None))
+    for arm, seed in itertools.product((arm.name for arm in study.arms), seeds):
+        outcomes.setdefault((arm, seed), Outcome(arm, seed, folder=None))
     for outcome in outcomes.values():
         if outcome.status == DONE and study.metric not in outcome.metrics:
             raise nearest('metric', study.metric, outcome.metrics)
-    return Results(study, direction, seeds, tuple(outcomes.values()), costs or {})
+    return Results(study, direction, seeds, tuple(outcomes.values()), costs)
 
 
 def read(arm: str, seed: int, folder: pathlib.Path) -> Outcome:
@@ -189,7 +193,7 @@ def from_folders(paths: Sequence[pathlib.Path], metric: str | None = None) -> Re
     seeds = {config['seed'] for config in configs}
     question = f'What do the runs in {", ".join(map(str, paths))} show?'
     study = Study(question, '', arms, arms[0].name, len(seeds), metric)
-    return collect(study, [Outcome(*key, folder=folder) for key, folder in runs.items()], direction)
+    return _complete(study, [read(arm, seed, folder) for (arm, seed), folder in runs.items()], direction, {})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

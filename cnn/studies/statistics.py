@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 FEWEST_FOR_BOOTSTRAP = 20  # the BCa bootstrap's 95 % interval covers but 87 % at six
@@ -40,6 +39,8 @@ def summarize(values: Sequence[float]) -> Summary:
 
     With one value there is no interval: its ends are NaN, and so is the deviation.
     """
+    from scipy import stats  # here, since a plan need not wait for it
+
     array = np.asarray(values, float)
     if len(array) < 2:
         mean = float(array.mean()) if len(array) else np.nan
@@ -66,6 +67,8 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> Difference:
 
 def sign_flip(differences: Sequence[float]) -> float:
     """The two-sided p of a mean as far from zero, were the sign of each difference an even chance (Fisher 1935, 21)."""
+    from scipy import stats
+
     array = np.asarray(differences, float)
     if len(array) < 2:
         return 1.0 if len(array) else np.nan

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from cnn.studies.findings import Finding, absences, listed, number, p_text, places, signed, spoken
 from cnn.studies.results import Outcome, Results, environment
@@ -32,9 +33,7 @@ class Table:
         return column < self.left or (self.last and column == len(self.header) - 1)
 
 
-def table(
-    header: Sequence[str], rows: Iterable[Sequence[str | Cell]], left: int = 1, last: bool = False
-) -> Table | None:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1, last: bool = False) -> Table | None:
     """A table of strings and cells; None without rows."""
     cells = tuple(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
     return Table(tuple(header), cells, left, last) if cells else None
@@ -54,7 +53,7 @@ def arms(results: Results, findings: Sequence[Finding]) -> Table | None:
 def differences(findings: Sequence[Finding]) -> Table | None:
     """How each arm differs from the one that it is compared with."""
     decimals = places(finding.difference.summary for finding in findings if finding.difference)
-    rows: list[list[str | Cell]] = []
+    rows: list[list[Any]] = []
     for finding in findings:
         if finding.against is None:
             continue

@@ -143,6 +143,6 @@ def training(
             recorder.row(best_step, 'test', metrics)
         result = {'step': total, 'best_step': best_step, 'metrics': metrics, **recorder.totals()}
     for name, draw in pictures.items():
-        folder.picture(name, draw())
+        folder.picture(name, draw)
     folder.finish(result)
     return result

@@ -8,9 +8,13 @@ Runs of a pack differ in seeds and other numbers only, so that they share one pr
 
 Unrolled and dispatched, each run has the bits that it has alone. Vectorised, sums may be taken in another order: a run
 agrees with itself alone to what float32 keeps of a step, 1e-5 relative after the first, and may part from it later.
+
+Which is fastest is measured. A CPU that computes for long in a step has nothing to gain, and is not asked to compile.
 """
 
-from collections.abc import Generator, Sequence
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +24,20 @@ from cnn.training.loop import Step
 from cnn.training.program import Program
 
 STRATEGIES = ('unrolled', 'dispatched', 'vmapped')
+AUTO = 'auto'
+CPU_STEP = 0.004  # seconds; of a longer one a CPU spends little between operations, which is what packing saves it
+MARGIN = 1.5  # how much faster the runs must be together to give up the bits that they have alone
+TIMED = 8  # steps
 Run = Generator[Step, Any, dict[str, Any]]  # of loop.training
 
 
-def train(runs: Sequence[Run], strategy: str) -> list[dict[str, Any] | Exception]:
+def train(
+    runs: Sequence[Run], strategy: str, tell: Callable[[Mapping[str, float], str], None] | None = None
+) -> list[dict[str, Any] | Exception]:
     """The result of every run, or the error that ended it, in their order.
 
     Runs that end, or resume late, leave the others to go on: steps are done together while all that are left want one.
+    `auto` measures on copies of the first states, and `tell` is given the seconds of each strategy and the choice.
     """
     results: dict[int, dict[str, Any] | Exception] = {}
     wanted: dict[int, Step] = {}
@@ -44,6 +55,11 @@ def train(runs: Sequence[Run], strategy: str) -> list[dict[str, Any] | Exception
     while wanted:
         steps, indices = list(wanted.values()), list(wanted)
         wanted.clear()
+        if strategy == AUTO:
+            seconds = measure(steps)
+            strategy = choose(seconds)
+            if tell:
+                tell(seconds, strategy)
         for index, done in zip(indices, together(steps, strategy), strict=True):
             advance(index, done)
     return [results[index] for index in range(len(runs))]
@@ -60,6 +76,37 @@ def together(steps: Sequence[Step], strategy: str) -> list[Any]:
         _COMPILED[key] = (_unrolled if strategy == 'unrolled' else _vmapped)(program)
     states, *others = zip(*(step.arguments for step in steps), strict=True)
     return _COMPILED[key](states, tuple(zip(*others, strict=True)))
+
+
+def measure(steps: Sequence[Step]) -> dict[str, float]:
+    """Seconds of these steps by each strategy that may be worth it, compilation aside; infinite where it fails."""
+    seconds = {'dispatched': _seconds(steps, 'dispatched')}
+    together_at_all = len({id(step.program) for step in steps}) == 1 and len(steps) > 1
+    computing = jax.default_backend() == 'cpu' and seconds['dispatched'] > CPU_STEP * len(steps)
+    for strategy in ('unrolled', 'vmapped') if together_at_all and not computing else ():
+        try:
+            seconds[strategy] = _seconds(steps, strategy)
+        except jax.errors.JaxRuntimeError:  # such as too little memory
+            seconds[strategy] = math.inf
+    return seconds
+
+
+def choose(seconds: Mapping[str, float]) -> str:
+    """The fastest; one that changes bits only where it is much faster."""
+    exact = min((strategy for strategy in seconds if strategy != 'vmapped'), key=lambda strategy: seconds[strategy])
+    return 'vmapped' if MARGIN * seconds.get('vmapped', math.inf) < seconds[exact] else exact
+
+
+def _seconds(steps: Sequence[Step], strategy: str) -> float:
+    states = [jax.tree.map(jnp.copy, step.arguments[0]) for step in steps]
+    for count in range(1 + TIMED):
+        wanted = [Step(step.program, (state, *step.arguments[1:])) for step, state in zip(steps, states, strict=True)]
+        states = [state for state, _ in together(wanted, strategy)]
+        if count == 0:
+            jax.block_until_ready(states)
+            began = time.perf_counter()
+    jax.block_until_ready(states)
+    return (time.perf_counter() - began) / TIMED
 
 
 _COMPILED: dict[tuple[int, str], Any] = {}

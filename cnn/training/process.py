@@ -20,7 +20,7 @@ def trace(profile: range | None, step: int, folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]:
     """A function that tells whether SIGTERM came, while inside; runs that go side by side all hear it."""
-    heard: list[int] = []
+    heard = list(next(iter(_listeners.values()), ()))  # one that starts late hears what came before
     if not _listeners:
         _before.append(signal.signal(signal.SIGTERM, _tell))
     _listeners[id(heard)] = heard
@@ -32,10 +32,15 @@ def sigterm() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGTERM, _before.pop())
 
 
+def stop() -> None:
+    """As if SIGTERM had come."""
+    _tell(signal.SIGTERM, None)
+
+
 _listeners: dict[int, list[int]] = {}
 _before: list[Any] = []  # the handler that stood there, while anybody listens
 
 
 def _tell(number: int, _: Any) -> None:
-    for heard in _listeners.values():
+    for heard in list(_listeners.values()):
         heard.append(number)

@@ -23,7 +23,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -50,11 +50,23 @@ PACKAGES = (
 )
 
 
-class RunFolder:
-    """One run's folder, open for writing by this process alone. Raises InputError where another one has it."""
+class FolderInUse(InputError):
+    """Another process writes to the folder."""
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = pathlib.Path(path)
+
+class Diverged(RunFailed):
+    """A number that is not finite, as it will be again."""
+
+
+class RunFolder:
+    """One run's folder, open for writing by this process alone, until it is closed. Raises FolderInUse.
+
+    It keeps no pictures where these are drawn of many runs together.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pictures: bool = True):
+        self.path, self._pictures = pathlib.Path(path), pictures
+        self.devices: float | None = None  # how many the run has to itself, where not all of its mesh
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / 'lock', 'a')  # noqa: SIM115  (held as long as the process lives)
@@ -63,9 +75,14 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(
+            self._lock.close()
+            raise FolderInUse(
                 f'--workdir={self.path}: another process is running there; wait or choose another'
             ) from None
+
+    def close(self) -> None:
+        """Lets others write there."""
+        self._lock.close()
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -123,12 +140,14 @@ class RunFolder:
             if (self.path / name).exists():
                 _write(self.path / name, ''.join(json.dumps(row) + '\n' for row in rows))
 
-    def picture(self, name: str, array: np.ndarray) -> None:
+    def picture(self, name: str, draw: Callable[[], np.ndarray]) -> None:
         """Writes name.png."""
+        if not self._pictures:
+            return
         from PIL import Image
 
         temporary = self.path / f'.{name}.png'
-        Image.fromarray(array).save(temporary, format='png')
+        Image.fromarray(draw()).save(temporary, format='png')
         temporary.rename(self.path / f'{name}.png')
 
     def unreadable(self, message: str) -> None:
@@ -149,8 +168,9 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Draws the curves and writes DONE.json, the last thing that a run does."""
-        self.picture('curves', pictures.curves(read_rows(self.path / 'metrics.jsonl')))
-        write_json(self.path / 'DONE.json', result)
+        self.picture('curves', lambda: pictures.curves(read_rows(self.path / 'metrics.jsonl')))
+        share = {} if self.devices is None else {'devices': self.devices}
+        write_json(self.path / 'DONE.json', {**result, **share})
 
 
 class Recorder:
@@ -241,11 +261,11 @@ class Recorder:
 
 
 def finite(step: int, row: dict[str, Any]) -> dict[str, float]:
-    """A training row as numbers. Raises RunFailed naming the first one that is not finite."""
+    """A training row as numbers. Raises Diverged naming the first one that is not finite."""
     scalars = {name: float(value) for name, value in jax.device_get(row).items()}
     for name, value in scalars.items():
         if not math.isfinite(value):
-            raise RunFailed(
+            raise Diverged(
                 f'training diverged: {name} of step {step} is {value}; '
                 'lower config.optimizer.learning_rate or set config.optimizer.clip_norm'
             )

@@ -48,12 +48,13 @@ def save_digits(file: pathlib.Path) -> None:
     from cnn.data import sources
 
     data = scripts.load(str(ROOT / 'experiments/digits.py'), 'get_config', Experiment).data
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     splits = {'train': data.train_split, 'validation': data.validation_split, 'test': data.test_split}
     for name, split in splits.items():
-        found = sources.load(data, split, ('image', 'label')).arrays()
+        found = sources.load(data, str(split), ('image', 'label')).arrays()
         arrays |= {name: found['image'], f'{name}_label': found['label']}
-    np.savez(file, mean=arrays['train'].mean(), deviation=arrays['train'].std(), **arrays)
+    pixels = {'mean': np.mean(arrays['train']), 'deviation': np.std(arrays['train'])}
+    np.savez(file, **{**arrays, **pixels})
 
 
 def contenders(folder: pathlib.Path, seeds: int, pack: str) -> dict[str, Contender]:

@@ -7,6 +7,7 @@ deviation of pixels. As our run does, this one evaluates every second epoch, kee
 loss in a file, writes a line for each evaluation, and tests the best at its end.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -27,9 +28,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (1, 32, 64, 128)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
         self.dense, self.dropout, self.head = nn.Linear(2048, 256), nn.Dropout(0.5), nn.Linear(256, 10)
 
@@ -46,9 +45,8 @@ def shifted(x: Tensor) -> Tensor:
     count, _, height, width = x.shape
     rows = torch.randint(0, 3, (count, 1)) + torch.arange(height)
     columns = torch.randint(0, 3, (count, 1)) + torch.arange(width)
-    return functional.pad(x[:, 0], (1, 1, 1, 1))[
-        torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None]
-    ][:, None]
+    wide = functional.pad(x[:, 0], (1, 1, 1, 1))
+    return wide[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None]][:, None]
 
 
 @torch.no_grad()

@@ -74,6 +74,7 @@ def test_the_best_effect_is_on_top_and_the_worst_at_the_bottom(tmp_path, directi
     right, left = (better, worse) if direction == 'max' else (worse, better)
     assert right[:, 1].mean() > left[:, 1].mean() + 200
     assert len(near(picture, LIGHT.alarm)) == 0
+    assert [figures.arrow(finding) for finding in find(whole)] == ['o', 'o', '<', '>']
 
 
 def test_few_large_effects_do_not_press_the_others_into_a_line():

@@ -61,6 +61,13 @@ def test_the_verdict_says_how_the_difference_stands_beside_the_one_that_would_ma
     ]
 
 
+def test_an_interval_beyond_the_effect_that_few_seeds_can_not_confirm_is_said_to_be_that(tmp_path):
+    results = small_results(tmp_path, {'a': EIGHT[:4], 'b': up(0.03, 4)}, effect=0.01)
+    finding = found(results)['b']
+    assert finding.verdict == 'no difference shown, though the interval lies beyond 0.01'
+    assert 'p = .125, though the interval lies beyond the 0.01 that would matter)' in answer(results, [finding])
+
+
 def answered(root, *arguments, **fields):
     results = small_results(root, *arguments, **fields)
     return answer(results, find(results))
@@ -79,6 +86,7 @@ def test_the_answer_of_one_comparison(tmp_path):
         "No difference in accuracy between 'residual' and 'plain' can be shown with 8 seeds (+0.0002"
     )
     assert 'seeds at least' not in text
+    assert 'seeds at least' not in answered(tmp_path / '6', {'plain': EIGHT[:6], 'residual': up(0.0, 6)})
     text = answered(tmp_path / '4', {'plain': EIGHT[:4], 'residual': up(0.03, 4)})
     assert 'No difference' in text
     assert text.endswith('p = .125); one comparison needs 6 seeds at least.')
@@ -103,7 +111,7 @@ def test_the_answer_says_when_so_few_seeds_can_show_nothing(tmp_path):
     text = answered(tmp_path, values, effect=0.05)
     assert text == (
         'No difference in accuracy can be shown with 8 seeds in any of 7 comparisons, 7 of which are surely smaller '
-        'than 0.05; 7 comparisons need 9 seeds at least.'
+        'than 0.05; 7 comparisons in all need 9 seeds at least.'
     )
 
 

@@ -1,0 +1,95 @@
+"""Worker processes as the queue has them; what they do is in worker.py."""
+
+import collections
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from cnn import config as configuration
+from cnn.config import Experiment
+from cnn.scripts import ROOT
+from cnn.studies.plan import Run
+
+Events: TypeAlias = 'queue.SimpleQueue[tuple[Worker | None, dict[str, Any]]]'
+LAST_WORDS = 20  # lines
+
+
+def settings(config: Experiment) -> tuple[bool, bool]:
+    """What stands when JAX starts, so that runs which differ in it can't share a process."""
+    return config.deterministic, 'float64' in (config.model.dtype, config.model.param_dtype)
+
+
+class Worker:
+    """A process that runs are given to; it puts what happens into `events`, and at its end `ended` with its code."""
+
+    def __init__(self, place: int, devices: str | None, events: Events, say: Callable[[str], None]):
+        self.place = place
+        self.runs: dict[str, Run] = {}  # by folder: what it has and has not told the end of
+        self.busy = False  # until it says idle
+        self.settings: tuple[bool, bool] | None = None
+        self.compilation = self.strategy = ''
+        self.tail: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
+        environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+        if devices is not None:
+            environment['CUDA_VISIBLE_DEVICES'] = devices
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'cnn.studies.worker'],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors='replace', env=environment, start_new_session=True,  # the terminal's ^C is for us alone
+        )  # fmt: skip
+        self._threads = [
+            threading.Thread(target=self._listen, args=(events,), daemon=True),
+            threading.Thread(target=self._overhear, args=(say,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def give(self, runs: Sequence[Run], strategy: str, **job: Any) -> None:
+        """Has it do these runs, which have one program where the strategy is a pack's."""
+        self.runs, self.busy = {str(run.folder): run for run in runs}, True
+        self.settings, self.compilation, self.strategy = settings(runs[0].config), runs[0].compilation, strategy
+        entries = [{'folder': str(run.folder), 'config': configuration.to_dict(run.config)} for run in runs]
+        self._send(json.dumps({'strategy': strategy, 'runs': entries, **job}) + '\n')
+
+    def stop(self) -> None:
+        """Has it save what it runs, and end."""
+        self._send(None)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Stops it and waits for it."""
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, line: str | None) -> None:
+        """Writes a line, or ends them. That it ended is heard elsewhere."""
+        stdin: Any = self._process.stdin
+        try:
+            if line is None:
+                stdin.close()
+            else:
+                stdin.write(line)
+                stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass
+
+    def _listen(self, events: Any) -> None:
+        stdout: Any = self._process.stdout
+        for line in stdout:
+            events.put((self, json.loads(line)))
+        events.put((self, {'event': 'ended', 'code': self._process.wait()}))
+
+    def _overhear(self, say: Callable[[str], None]) -> None:
+        stderr: Any = self._process.stderr
+        for line in stderr:
+            self.tail.append(line.rstrip())
+            say(line.rstrip())
