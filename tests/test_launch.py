@@ -565,7 +565,7 @@ def test_every_experiment_resolves(file):
     [
         ('model.name=lenett', "unknown model 'lenett'; did you mean 'lenet'?"),
         ('model.name=lenet/1989', "unknown model 'lenet/1989'; did you mean 'lenet/1998'?"),
-        ('model.name=', "unknown model ''; there are: alexnet, coatnet, "),
+        ('model.name=', "unknown model ''; there are: airbench, alexnet, "),
         ('model.options.widht=3', "unknown option of model simple_cnn 'widht'; did you mean 'widths'?"),
         ('model.options.hidden=1.5', 'option hidden of model simple_cnn: 1.5 is not int'),
         ('model.options.widths=(1,a)', "option widths of model simple_cnn: '(1,a)' is not tuple[int, ...]"),

@@ -11,7 +11,7 @@ BLOCKS = (
 )
 NAMINGS = {
     'torchvision': Naming(  # timm's too
-        ((r'^stem_conv/', 'conv1/'), (r'^stem_norm/', 'bn1/'), *BLOCKS), variants='(?!v2_).*'
+        ((r'^stem_conv/', 'conv1/'), (r'^stem_norm/', 'bn1/'), *BLOCKS), variants='(?!v2_|cifar_wide).*'
     ),
     'timm_deep': Naming(
         (  # a stem of three convolutions and averages before projections
@@ -25,7 +25,7 @@ NAMINGS = {
             (r'(_block\d+)/shortcut_norm/', r'\1/downsample/2/'),
             *BLOCKS,
         ),
-        variants='(?!v2_).*',
+        variants='(?!v2_|cifar_wide).*',
     ),
     'timm': Naming(  # with preactivation
         (

@@ -41,6 +41,8 @@ class Task(Protocol):
 
     # Metrics of `summarize` and whether more is better: 'max' or 'min'. The first one chooses the best checkpoint.
     directions: ClassVar[Mapping[str, str]]
+    # Whether an example has one row of logits: views of it may be averaged, a teacher followed.
+    gives_logits: ClassVar[bool] = False
 
     def fields(self, spec: Spec) -> tuple[str, ...]:
         """The fields of an example that the task reads."""

@@ -31,6 +31,7 @@ class Classification:
     target_threshold: Optional[float] = None  # in training, targets above it become 1 and the others 0
 
     directions: ClassVar[Mapping[str, str]] = {'accuracy': 'max', 'loss': 'min'}
+    gives_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.cross_entropy not in CROSS_ENTROPIES:

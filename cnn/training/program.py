@@ -72,10 +72,11 @@ def resolve(config: Experiment, spec: Spec) -> Experiment:
         )
     if config.eval.metric not in (None, *task.directions):
         raise configuration.nearest(f'metric of task {config.task.name}', str(config.eval.metric), task.directions)
-    if config.eval.views != 'one' and (config.task.name != 'classification' or 'image' not in prepared.shapes):
-        raise InputError(f'config.eval.views={config.eval.views!r}: is for classification of images; set it to one')
-    if config.distill.teacher is not None and config.task.name != 'classification':
-        raise InputError('config.distill.teacher: is for task classification; set it to none')
+    gives_logits = getattr(task, 'gives_logits', False)
+    if config.eval.views != 'one' and not (gives_logits and 'image' in prepared.shapes):
+        raise InputError(f'config.eval.views={config.eval.views!r}: is for one label for each image; set it to one')
+    if config.distill.teacher is not None and not gives_logits:
+        raise InputError('config.distill.teacher: is for tasks of one label for each example; set it to none')
     return resolved
 
 

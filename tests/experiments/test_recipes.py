@@ -197,6 +197,7 @@ def test_airbench_takes_the_steps_of_the_original():
     assert learning_rate * optimizer.weight_decay == pytest.approx(2e-6 * 2000)
 
 
+@pytest.mark.slow
 def test_airbench_has_the_losses_of_the_original():
     """From the same weights, on the same batches, in float64."""
     expected = json.loads((FOLDER / 'airbench.json').read_text())['losses']
@@ -244,7 +245,7 @@ def built(recipe, config, spec):
 
 
 # One of each network and kind of step by default.
-QUICK = ('mnist', 'cifar10_airbench', 'cifar10_resnet:20', 'imagenet:shufflenet_v2_x1_5', 'fine_tune:gradual')
+QUICK = ('mnist', 'cifar10_airbench', 'cifar10_resnet:20', 'fine_tune:gradual')
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def thin(recipe):
 
 
 # Muon is tested above; of the others' optimizers, losses and policies each kind by default.
-RUN = ('mnist', 'imagenet:resnet50_a1', 'imagenet:efficientnet_b0', 'fine_tune:gradual')
+RUN = ('mnist', 'imagenet:efficientnet_b0')
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,7 @@ def test_flops_are_two_for_each_multiply_add_of_output_and_gradients():
     assert convolutions.ROWS['transposed 2x2/2 16x32x32 64->32'].flops == 6 * 16 * 64 * 64 * 64 * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('contenders', [training_steps.scan_contenders, training_steps.vmap_contenders])
 def test_steps_together_and_by_calls(contenders, monkeypatch):
     monkeypatch.setitem(training_steps.TRAININGS, 'wavenet', training_steps.Training(48_753, 2, (8,), 17, dense=True))

@@ -157,5 +157,5 @@ def test_what_can_not_teach_is_refused(teacher, tmp_path):
 def test_tasks_without_logits_of_classes_are_refused():
     config = student('x', task__name='segmentation', data__name='digit_scenes/128', model__name='unet')
     config.model.options = {}
-    with pytest.raises(InputError, match=r'config\.distill\.teacher: is for task classification'):
+    with pytest.raises(InputError, match=r'config\.distill\.teacher: is for tasks of one label'):
         program.resolve(config, sources.spec(config.data))

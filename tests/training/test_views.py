@@ -92,5 +92,5 @@ def test_what_has_no_logits_of_images_is_refused():
     config.eval.views = 'flip'
     assert program.resolve(config, sources.spec(config.data)).eval.views == 'flip'
     config.data.name, config.task.name, config.model.name = 'digit_scenes/128', 'segmentation', 'unet'
-    with pytest.raises(InputError, match=r"config\.eval\.views='flip': is for classification of images"):
+    with pytest.raises(InputError, match=r"config\.eval\.views='flip': is for one label for each image"):
         program.resolve(config, sources.spec(config.data))
