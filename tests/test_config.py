@@ -154,7 +154,8 @@ RULES = [
     ({'optimizer.name': 'adm'}, "unknown config.optimizer.name 'adm'; did you mean 'adam'?"),
     (
         {'schedule.name': 'zzz'},
-        "unknown config.schedule.name 'zzz'; there are: constant, cosine, exponential, inverse_sqrt, linear, one_cycle, polynomial, step",
+        "unknown config.schedule.name 'zzz'; "
+        'there are: constant, cosine, exponential, inverse_sqrt, linear, one_cycle, polynomial, step',
     ),
     ({'data.batch_size': 0}, 'config.data.batch_size=0: must be at least 1'),
     ({'data.workers': -1}, 'config.data.workers=-1: must be at least 0'),

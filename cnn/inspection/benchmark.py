@@ -156,7 +156,8 @@ def made_up_batch(spec: Spec, fields: Iterable[str], batch_size: int, levels: in
     """Random examples of a data set, each field [batch_size, ...] of its dtype, all valid.
 
     Classes are below their number, other bytes below 256 and other integers below `levels`; floats are in 0..1, and
-    boxes have their corners inside the image, in order. They are the first ones of the first epoch. Raises InputError for a shape that differs between examples.
+    boxes have their corners inside the image, in order. They are the first ones of the first epoch.
+    Raises InputError for a shape that differs between examples.
     """
     generator = np.random.default_rng(0)
     batch: dict[str, np.ndarray] = {
