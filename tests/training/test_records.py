@@ -230,3 +230,13 @@ def test_done_is_written_last(tmp_path):
     assert folder.done == {'step': 1}
     assert stat.S_ISREG((tmp_path / 'curves.png').stat().st_mode)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_what_a_data_set_left_out_is_listed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.list_notes('train', {'boxes dropped': ('a.jpg: 3', 'b.jpg: 7'), 'boxes clipped': ('c.jpg: 1',)})
+    folder.list_notes('test', {})
+    assert (tmp_path / 'notes_train.txt').read_text() == (
+        'boxes dropped: 2\n  a.jpg: 3\n  b.jpg: 7\nboxes clipped: 1\n  c.jpg: 1\n'
+    )
+    assert not (tmp_path / 'notes_test.txt').exists()
