@@ -2,7 +2,7 @@
 
     python launch.py --config=experiments/digits.py
 
-16 seconds on 2 CPU cores. Test accuracy over seeds 0 to 5: .9764, standard deviation .0080.
+16 seconds on 2 CPU cores. Test accuracy over seeds 0 to 5: .9773, standard deviation .0054.
 """
 
 from cnn.config import Experiment
