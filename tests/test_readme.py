@@ -30,6 +30,7 @@ def test_every_file_that_the_readme_names_exists():
         'cnn/data/x.py',
         'cnn/datasets/x.py',
         'experiments/x.py',
+        'experiments/ablations/x.py',
     }
     assert len(named) > 5
     assert [path for path in named if not (ROOT / path).exists()] == []

@@ -18,4 +18,7 @@ def get_config(arm: str = 'tuned') -> Experiment:
     config.data.length = 8000
     config.data.channels = 3
     config.spectrogram.bands = 64
+    config.spectrogram.floor = 1e-8
+    # Logarithms of power, brought to what pictures are to this network: -1 to 1.
+    config.data.mean, config.data.std = (-14.5, -14.5, -14.5), (9.0, 9.0, 9.0)
     return config
