@@ -9,10 +9,7 @@ pack where packing is faster.
 
 import contextlib
 import dataclasses
-import importlib.util
 import math
-import os
-import pathlib
 import queue
 import signal
 import time
@@ -23,14 +20,12 @@ from cnn.config import InputError, RunFailed, RunStopped
 from cnn.studies.plan import Plan, Run
 from cnn.studies.progress import Progress
 from cnn.studies.results import DONE
-from cnn.studies.workers import Worker, settings
-from cnn.training.pack import AUTO, STRATEGIES
+from cnn.studies.workers import Worker, settings, slots
+from cnn.training.pack import AUTO, NONE, STRATEGIES
 from cnn.training.records import write_json
 
-NONE = 'none'
 PACKS = (AUTO, NONE, *STRATEGIES)
 LARGEST_PACK = 8  # runs
-MOST_ON_CPU = 8  # workers; each has the libraries in memory, 0.5 GB
 PATIENCE = 30.0  # seconds that a folder may be held by a worker whose launcher is gone
 
 
@@ -216,6 +211,8 @@ class Queue:
         return min(LARGEST_PACK, others, math.ceil((len(self._tries) - 1) / len(self._slots)))
 
     def _on_ready(self, worker: Worker, event: dict[str, Any]) -> None:
+        if event['devices'] > 1 and self._pack == AUTO:
+            self._pack = 'dispatched'
         if event['platform'] != 'cpu' and self._slots[0] is None:
             self._slots = self._slots[:1]  # several processes can't share the devices
         while len(self._workers) < min(len(self._slots), len(self.unfinished)):
@@ -293,24 +290,3 @@ class Queue:
         for run in self._held:
             self._progress.say(f'skipped: {run.arm}, seed {run.seed}: another process has its folder')
         self._held = []
-
-
-def slots(plan: Plan, workers: int | None) -> list[str | None]:
-    """The GPUs of each worker that may be started, as CUDA_VISIBLE_DEVICES has them; None: whatever there is."""
-    wanted = max(max(1, run.config.mesh.data or 1) * run.config.mesh.fsdp for run in plan.left)
-    devices = gpus()
-    if devices:
-        own = [','.join(devices[at : at + wanted]) for at in range(0, len(devices), wanted)]
-        return list(own[:workers])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return [None] * (workers or min(cores, MOST_ON_CPU))
-
-
-def gpus() -> list[str]:
-    """The GPUs that JAX would see, by number or name; starts none."""
-    has_plugin = any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
-    if not has_plugin or os.environ.get('JAX_PLATFORMS', 'cuda').split(',')[0] not in ('cuda', 'gpu'):
-        return []
-    if 'CUDA_VISIBLE_DEVICES' in os.environ:
-        return [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
-    return [str(index) for index, _ in enumerate(pathlib.Path('/proc/driver/nvidia/gpus').glob('*'))]

@@ -34,11 +34,10 @@ from cnn.config import InputError, RunStopped
 from cnn.data import sources
 from cnn.training import environment, pack, process, sharding
 from cnn.training.loop import Step, training
-from cnn.training.pack import Run
+from cnn.training.pack import NONE, Run
 from cnn.training.records import Diverged, FolderInUse, RunFolder, write_json
 
 EVERY = 0.5  # seconds between two words about the steps of a run
-NONE = 'none'
 Say = Callable[..., None]
 
 
@@ -81,6 +80,14 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
         outcomes.add(event)
         say(event, folder=name, **details)
 
+    def finish(name: str, result: dict[str, Any] | Exception) -> None:
+        if isinstance(result, RunStopped):
+            end('stopped', name)
+        elif isinstance(result, Exception):
+            _fail(name, result, folders, outcomes, say)
+        else:
+            end('done', name, metrics=result['metrics'], seconds=result['seconds'])
+
     packed: dict[str, Run] = {}
     for place, run in enumerate(runs):
         name = run['folder']
@@ -93,31 +100,25 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
             config = configuration.from_dict(run['config'])
             mesh = _mesh(config, place, job['strategy'])
             folder.devices = job.get('devices', 1.0) / len(runs) if len(runs) > 1 or 'devices' in job else None
-            say('started', folder=name)
             begun = training(config, sources.spec(config.data), mesh, folder, job.get('command', sys.argv))
-            packed[name] = _followed(begun, name, say)
+            packed[name] = _followed(begun, name, say, finish)
         except FolderInUse:
             say('held', folder=name)
         except Exception as error:
             _fail(name, error, folders, outcomes, say)
 
     def measured(seconds: Mapping[str, float], strategy: str) -> None:
-        say('measured', seconds=seconds, runs=len(packed), strategy=_named(strategy))
+        say('measured', seconds=seconds, runs=len(packed), strategy=strategy)
+        for folder in folders.values() if strategy == NONE else ():
+            folder.devices = job.get('devices')
 
-    strategy = 'dispatched' if job['strategy'] == NONE else job['strategy']
     try:
-        results = pack.train(list(packed.values()), strategy, measured)
+        pack.train(list(packed.values()), job['strategy'], measured)
     except Exception as error:  # in a step that was done for all
-        for begun in packed.values():
+        for name, begun in packed.items():
             begun.close()
-        results = [error] * len(packed)
-    for name, result in zip(packed, results, strict=True):
-        if isinstance(result, RunStopped):
-            end('stopped', name)
-        elif isinstance(result, Exception):
-            _fail(name, result, folders, outcomes, say)
-        else:
-            end('done', name, metrics=result['metrics'], seconds=result['seconds'])
+            if name in folders:
+                _fail(name, error, folders, outcomes, say)
     return outcomes
 
 
@@ -139,15 +140,20 @@ def _fail(name: str, error: Exception, folders: dict[str, RunFolder], outcomes: 
     say('failed', folder=name, **outcome, again=not isinstance(error, InputError | Diverged))
 
 
-def _followed(run: Run, name: str, say: Say) -> Generator[Step, Any, dict[str, Any]]:
-    """The run, with a word about its steps now and then."""
+def _followed(run: Run, name: str, say: Say, finish: Callable[..., None]) -> Generator[Step, Any, dict[str, Any]]:
+    """The run, with a word about its steps now and then, and at once about its end."""
     done, said, step, total = None, 0.0, 0, 0
     while True:
         try:
             wanted = run.send(done)
         except StopIteration as end:
+            finish(name, end.value)
             return end.value
+        except Exception as error:
+            finish(name, error)
+            raise
         if not total:
+            say('started', folder=name)
             state, *_, numbers = wanted.arguments
             step, total = int(state.step), int(numbers['steps']['total'])
         if time.monotonic() - said > EVERY:
@@ -165,11 +171,6 @@ def _mesh(config: configuration.Experiment, place: int, strategy: str) -> Mesh:
     whole = sharding.make_mesh(config)
     own = np.asarray(devices[place % len(devices)]).reshape((1,) * len(whole.axis_names))
     return Mesh(own, whole.axis_names, axis_types=whole.axis_types)
-
-
-def _named(strategy: str) -> str:
-    """Steps that are dispatched to a single device are runs one after the other."""
-    return NONE if strategy == 'dispatched' and jax.device_count() == 1 else strategy
 
 
 def _read(file: Iterator[str], jobs: 'queue.SimpleQueue[Any]', is_pipe: bool) -> None:

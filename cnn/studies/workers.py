@@ -1,8 +1,10 @@
 """Worker processes as the queue has them; what they do is in worker.py."""
 
 import collections
+import importlib.util
 import json
 import os
+import pathlib
 import queue
 import subprocess
 import sys
@@ -13,9 +15,10 @@ from typing import Any, TypeAlias
 from cnn import config as configuration
 from cnn.config import Experiment
 from cnn.scripts import ROOT
-from cnn.studies.plan import Run
+from cnn.studies.plan import Plan, Run
 
 Events: TypeAlias = 'queue.SimpleQueue[tuple[Worker | None, dict[str, Any]]]'
+MOST_ON_CPU = 8  # workers; each has the libraries in memory, 0.5 GB
 LAST_WORDS = 20  # lines
 
 
@@ -93,3 +96,24 @@ class Worker:
         for line in stderr:
             self.tail.append(line.rstrip())
             say(line.rstrip())
+
+
+def slots(plan: Plan, workers: int | None) -> list[str | None]:
+    """The GPUs of each worker that may be started, as CUDA_VISIBLE_DEVICES has them; None: whatever there is."""
+    wanted = max(max(1, run.config.mesh.data or 1) * run.config.mesh.fsdp for run in plan.left)
+    devices = gpus()
+    if devices:
+        own = [','.join(devices[at : at + wanted]) for at in range(0, len(devices), wanted)]
+        return list(own[:workers])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return [None] * (workers or min(cores, MOST_ON_CPU))
+
+
+def gpus() -> list[str]:
+    """The GPUs that JAX would see, by number or name; starts none."""
+    has_plugin = any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
+    if not has_plugin or os.environ.get('JAX_PLATFORMS', 'cuda').split(',')[0] not in ('cuda', 'gpu'):
+        return []
+    if 'CUDA_VISIBLE_DEVICES' in os.environ:
+        return [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
+    return [str(index) for index, _ in enumerate(pathlib.Path('/proc/driver/nvidia/gpus').glob('*'))]

@@ -24,7 +24,7 @@ from cnn.training.loop import Step
 from cnn.training.program import Program
 
 STRATEGIES = ('unrolled', 'dispatched', 'vmapped')
-AUTO = 'auto'
+AUTO, NONE = 'auto', 'none'  # the fastest; one run after the other
 CPU_STEP = 0.004  # seconds; of a longer one a CPU spends little between operations, which is what packing saves it
 MARGIN = 1.5  # how much faster the runs must be together to give up the bits that they have alone
 TIMED = 8  # steps
@@ -37,7 +37,8 @@ def train(
     """The result of every run, or the error that ended it, in their order.
 
     Runs that end, or resume late, leave the others to go on: steps are done together while all that are left want one.
-    `auto` measures on copies of the first states, and `tell` is given the seconds of each strategy and the choice.
+    `auto` measures on copies of the first run's state, and `tell` is given the seconds of each strategy and the choice.
+    With `none`, and where that is the choice, each run is begun when the one before it has ended.
     """
     results: dict[int, dict[str, Any] | Exception] = {}
     wanted: dict[int, Step] = {}
@@ -52,14 +53,16 @@ def train(
 
     for index in range(len(runs)):
         advance(index, None)
-    while wanted:
-        steps, indices = list(wanted.values()), list(wanted)
-        wanted.clear()
-        if strategy == AUTO:
-            seconds = measure(steps)
+        if strategy == AUTO and index in wanted:
+            seconds = measure(wanted[index], len(runs) - index)
             strategy = choose(seconds)
             if tell:
                 tell(seconds, strategy)
+        while strategy == NONE and index in wanted:
+            advance(index, together([wanted.pop(index)], strategy)[0])
+    while wanted:
+        steps, indices = list(wanted.values()), list(wanted)
+        wanted.clear()
         for index, done in zip(indices, together(steps, strategy), strict=True):
             advance(index, done)
     return [results[index] for index in range(len(runs))]
@@ -68,7 +71,7 @@ def train(
 def together(steps: Sequence[Step], strategy: str) -> list[Any]:
     """What each of these steps gives."""
     programs = {id(step.program) for step in steps}
-    if strategy == 'dispatched' or len(steps) == 1 or len(programs) > 1:
+    if strategy in ('dispatched', NONE) or len(steps) == 1 or len(programs) > 1:
         return [step.program.train_step(*step.arguments) for step in steps]  # which does not wait for the devices
     program = steps[0].program
     key = id(program), strategy  # programs are kept as long as the process lives
@@ -78,15 +81,17 @@ def together(steps: Sequence[Step], strategy: str) -> list[Any]:
     return _COMPILED[key](states, tuple(zip(*others, strict=True)))
 
 
-def measure(steps: Sequence[Step]) -> dict[str, float]:
-    """Seconds of these steps by each strategy that may be worth it, compilation aside; infinite where it fails."""
-    seconds = {'dispatched': _seconds(steps, 'dispatched')}
-    together_at_all = len({id(step.program) for step in steps}) == 1 and len(steps) > 1
-    computing = jax.default_backend() == 'cpu' and seconds['dispatched'] > CPU_STEP * len(steps)
-    for strategy in ('unrolled', 'vmapped') if together_at_all and not computing else ():
+def measure(step: Step, count: int) -> dict[str, float]:
+    """Seconds of a step of so many runs on the devices of this one, by each strategy that may be worth it.
+
+    Compilation is left out. A strategy that fails, such as by too little memory, takes for ever.
+    """
+    seconds = {NONE: count * _seconds([step], NONE)}
+    computing = jax.default_backend() == 'cpu' and seconds[NONE] > CPU_STEP * count
+    for strategy in ('unrolled', 'vmapped') if count > 1 and not computing else ():
         try:
-            seconds[strategy] = _seconds(steps, strategy)
-        except jax.errors.JaxRuntimeError:  # such as too little memory
+            seconds[strategy] = _seconds([step] * count, strategy)
+        except jax.errors.JaxRuntimeError:
             seconds[strategy] = math.inf
     return seconds
 

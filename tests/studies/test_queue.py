@@ -12,7 +12,7 @@ import pytest
 
 from cnn.config import Experiment, InputError, RunFailed, RunStopped, set_value
 from cnn.scripts import ROOT
-from cnn.studies import Arm, Study, queue
+from cnn.studies import Arm, Study, queue, workers
 from cnn.studies.queue import Options
 
 EXPERIMENT = """\
@@ -121,8 +121,8 @@ def test_kills_at_any_moment_lose_and_repeat_nothing(kills, undisturbed, files, 
         process = start(files['sound'], tmp_path, '--pack=none')
         time.sleep(generator.uniform(1, 12))
         victim = generator.choice(['launcher', 'worker', 'all'])
-        workers = descendants(process)
-        for pid in workers if victim == 'all' else workers[:1] if victim == 'worker' else []:
+        children = descendants(process)
+        for pid in children if victim == 'all' else children[:1] if victim == 'worker' else []:
             os.kill(pid, signal.SIGKILL)
         if victim != 'worker':
             process.kill()
@@ -378,10 +378,10 @@ def test_interrupted_while_others_wait(play, tmp_path):
 
 def test_gpus_are_shared_out_as_runs_want_them(monkeypatch, tmp_path):
     plan = made_plan(tmp_path, 'x')
-    monkeypatch.setattr(queue, 'gpus', lambda: ['0', '1', '2', '3'])
-    assert queue.slots(plan, None) == ['0', '1', '2', '3']
-    assert queue.slots(plan, 2) == ['0', '1']
+    monkeypatch.setattr(workers, 'gpus', lambda: ['0', '1', '2', '3'])
+    assert workers.slots(plan, None) == ['0', '1', '2', '3']
+    assert workers.slots(plan, 2) == ['0', '1']
     plan.runs[0].config.mesh.data = 2
-    assert queue.slots(plan, None) == ['0,1', '2,3']
-    monkeypatch.setattr(queue, 'gpus', list)
-    assert queue.slots(plan, 3) == [None] * 3
+    assert workers.slots(plan, None) == ['0,1', '2,3']
+    monkeypatch.setattr(workers, 'gpus', list)
+    assert workers.slots(plan, 3) == [None] * 3

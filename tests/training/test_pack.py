@@ -69,6 +69,26 @@ def test_runs_of_a_pack_are_those_alone(strategy, alone, tmp_path):
     assert alone[1] != alone[2] != alone[0]
 
 
+def test_the_choice_is_told_and_what_is_measured_enters_no_run(alone, tmp_path, monkeypatch):
+    told = []
+    for choice in ('none', 'unrolled'):
+        monkeypatch.setattr(pack, 'choose', lambda seconds, choice=choice: choice)
+        runs = [start(config, tmp_path / f'{choice}-{index}') for index, config in enumerate(CONFIGS())]
+        pack.train(runs, 'auto', lambda seconds, strategy: told.append((sorted(seconds), strategy)))
+        for index, rows in enumerate(alone):
+            assert read_rows(tmp_path / f'{choice}-{index}' / 'metrics.jsonl') == rows
+    assert [strategy for _, strategy in told] == ['none', 'unrolled']
+    assert all(seconds[0] == 'none' for seconds, _ in told)
+
+
+def test_a_cpu_that_computes_for_long_is_not_asked_to_compile(monkeypatch):
+    monkeypatch.setattr(pack, '_seconds', lambda steps, strategy: 2 * pack.CPU_STEP)
+    assert pack.measure(None, 3) == {'none': 6 * pack.CPU_STEP}
+    monkeypatch.setattr(pack, '_seconds', lambda steps, strategy: pack.CPU_STEP / 2)
+    assert sorted(pack.measure(None, 3)) == ['none', 'unrolled', 'vmapped']
+    assert sorted(pack.measure(None, 1)) == ['none']
+
+
 def test_a_run_that_fails_leaves_the_others_to_go_on(tmp_path):
     runs = [start(experiment(0, rate), tmp_path / str(index)) for index, rate in enumerate((0.01, 1e30, 0.01))]
     first, failed, last = pack.train(runs, 'unrolled')
