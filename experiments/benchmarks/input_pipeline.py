@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import networks_torch, sidebyside
+from experiments.benchmarks import sidebyside
 from experiments.benchmarks.sidebyside import Disagreement, Options, Peer, PeerError, Side, Timing
 
 SIZES = ((375, 500), (500, 375), (333, 500), (400, 480))  # height, width, in turns
@@ -166,12 +166,16 @@ def start_loader(device: str) -> str:
     """Says what it is. Raises ImportError where it is not installed."""
     import torch
 
+    from experiments.benchmarks import networks_torch
+
     return f'torchvision {networks_torch.torchvision().__version__}, PyTorch {torch.__version__}'
 
 
 def prepare_loader(name: str, options: Options) -> Side:
     """A repetition takes batches of a DataLoader that never ends; `name` is JSON: directory, size, workers, count."""
     import torch
+
+    from experiments.benchmarks import networks_torch
 
     transforms, datasets = (getattr(networks_torch.torchvision(), part) for part in ('transforms', 'datasets'))
     told = json.loads(name)
