@@ -5,13 +5,15 @@
 
 All train the same network with the same data, batches, steps, optimizer, schedule and shifts, evaluate as often, keep
 the best weights in files and test them. Separate processes go one after the other, and two at a time. Ours keep their
-compiled programs from one process to the next; a first launch that is not timed compiles them.
+compiled programs from one process to the next; a first launch that is not timed compiles them. PyTorch's processes
+have as many threads as there are cores for each: with more of them they wait for each other and take minutes.
 """
 
 import argparse
 import collections
 import importlib.util
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -24,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from cnn.scripts import ROOT
+from experiments.benchmarks import sidebyside
 
 STUDY = """\
 from cnn.studies import Arm, Study
@@ -35,10 +38,10 @@ def get_study():
 Contender = Callable[[pathlib.Path], None]  # does everything in a new folder
 
 
-def process(arguments: Sequence[object]) -> None:
+def process(arguments: Sequence[object], **environment: str) -> None:
     """Runs Python with these arguments. Raises CalledProcessError."""
     command = [sys.executable, *map(str, arguments)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
 
 
 def save_digits(file: pathlib.Path) -> None:
@@ -65,16 +68,17 @@ def contenders(folder: pathlib.Path, seeds: int, pack: str) -> dict[str, Contend
     def queue(out: pathlib.Path) -> None:
         process(['launch.py', 'ablate', f'--study={study}', f'--workdir={out}', f'--pack={pack}'])
 
-    def launch(out: pathlib.Path, seed: int) -> None:
+    def launch(out: pathlib.Path, seed: int, at_once: int) -> None:
         process(['launch.py', f'--config.seed={seed}', f'--workdir={out / str(seed)}'])
 
-    def pytorch(out: pathlib.Path, seed: int) -> None:
-        process(['-m', 'experiments.benchmarks.study_torch', digits, seed, out / str(seed)])
+    def pytorch(out: pathlib.Path, seed: int, at_once: int) -> None:
+        command = ['-m', 'experiments.benchmarks.study_torch', digits, seed, out / str(seed)]
+        process(command, OMP_NUM_THREADS=str(max(1, sidebyside.cores() // at_once)))
 
-    def separate(run: Callable[[pathlib.Path, int], None], at_once: int) -> Contender:
+    def separate(run: Callable[[pathlib.Path, int, int], None], at_once: int) -> Contender:
         def all_seeds(out: pathlib.Path) -> None:
             with ThreadPoolExecutor(at_once) as pool:
-                list(pool.map(lambda seed: run(out, seed), range(seeds)))
+                list(pool.map(lambda seed: run(out, seed, at_once), range(seeds)))
 
         return all_seeds
 
