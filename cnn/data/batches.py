@@ -8,8 +8,6 @@ import contextlib
 import functools
 import logging
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,12 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cnn.config import Data, InputError, RunFailed, Spec
 from cnn.data import fitting
+from cnn.data.ahead import Ahead
 from cnn.data.decoding import Unreadable
 from cnn.data.fitting import Fit
 from cnn.data.sources import Source
 
 RESIDENT_BYTES = 1 << 30  # a larger split streams
-AHEAD = 2  # batches on the device before they are used
 NAMED = 3  # unreadable examples in a message
 MOST_THREADS = 16
 
@@ -39,6 +37,28 @@ class Rows(NamedTuple):
 
 
 Indices = Callable[[int], Rows]  # step -> the rows of the whole batch
+
+
+class Resident(NamedTuple):
+    """A split that lies on the devices."""
+
+    arrays: Any  # and which examples could be read
+    messages: dict[int, str]  # why the others could not
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of each device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.arrays))
+
+
+_SHARED: dict[Any, Resident] = {}  # by content: the runs of a process have them in common
+
+
+def _share(key: Any, resident: Resident) -> None:
+    """Keeps it, and of older ones what there is room for."""
+    _SHARED[key] = resident
+    while len(_SHARED) > 1 and sum(shared.nbytes for shared in _SHARED.values()) > RESIDENT_BYTES:
+        del _SHARED[next(iter(_SHARED))]
 
 
 def train_indices(num_examples: int, batch_size: int, seed: int, repeats: int = 1) -> Indices:
@@ -134,16 +154,22 @@ class Batches:
         spec = self._specs[training]
         size = spec.shapes.get('image', ())
         if size not in self._arrays:
-            rows = Rows(np.arange(self.num_examples), np.ones(self.num_examples, bool))
-            arrays, valid = self._stacked(spec), rows.valid
-            if arrays is None:
-                with concurrent.futures.ThreadPoolExecutor() as pool:
-                    arrays, messages = _read_rows(self._source, spec, self._fit, rows, pool.map)
-                valid = arrays.pop('valid')
-                self._note(messages)
-            replicated = NamedSharding(self._sharding.mesh, PartitionSpec())
-            self._arrays[size] = jax.device_put((arrays, valid), replicated)
+            key = self.fingerprint, repr(spec), self._fit, self._sharding.mesh
+            if key not in _SHARED:
+                _share(key, self._read_all(spec))
+            self._arrays[size], messages = _SHARED[key]
+            self._note(messages)
         return self._arrays[size]
+
+    def _read_all(self, spec: Spec) -> Resident:
+        rows = Rows(np.arange(self.num_examples), np.ones(self.num_examples, bool))
+        arrays, valid, messages = self._stacked(spec), rows.valid, dict[int, str]()
+        if arrays is None:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                arrays, messages = _read_rows(self._source, spec, self._fit, rows, pool.map)
+            valid = arrays.pop('valid')
+        replicated = NamedSharding(self._sharding.mesh, PartitionSpec())
+        return Resident(jax.device_put((arrays, valid), replicated), messages)
 
     def _stacked(self, spec: Spec) -> Any:
         """All examples as the source stacks them; None where they differ in size or some can't be read."""
@@ -182,60 +208,6 @@ class Batches:
                 f'more examples cannot be read ({len(self.unreadable)}) than config.data.max_unreadable={most}: {named}'
                 + (' ...' if len(self.unreadable) > NAMED else '')
             )
-
-
-class Ahead:
-    """An iterator whose next items a thread makes ahead of their use."""
-
-    def __init__(self, items: Iterator[Any], depth: int = AHEAD):
-        self._made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=_make, args=(items, self._made, self._stop), daemon=True)
-        self._thread.start()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the next item need not be waited for."""
-        return not self._made.empty()
-
-    def __iter__(self) -> 'Ahead':
-        return self
-
-    def __next__(self) -> Any:
-        if self._stop.is_set():
-            raise StopIteration
-        item, error = self._made.get()
-        if error is not None:
-            self._stop.set()
-            raise error
-        return item
-
-    def close(self) -> None:
-        """Ends the thread, and what it reads from."""
-        self._stop.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._made.get_nowait()
-        self._thread.join()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _make(items: Iterator[Any], made: 'queue.Queue[tuple[Any, BaseException | None]]', stop: threading.Event) -> None:
-    """Puts the items, and at last the error that ended them. It knows no Ahead, which is closed when it is let go."""
-    error: BaseException = StopIteration()
-    try:
-        for item in items:
-            made.put((item, None))
-            if stop.is_set():
-                break
-    except Exception as raised:
-        error = raised
-    finally:
-        getattr(items, 'close', lambda: None)()
-    if not stop.is_set():
-        made.put((None, error))
 
 
 def _example_bytes(spec: Spec) -> int:

@@ -32,7 +32,8 @@ def fit(config: Experiment, spec: Spec) -> Fit:
             'config.data.resident=True: pictures of different sizes that are cropped at random '
             '(config.augment.crop_scale) are read anew for each crop; leave it unset'
         )
-    return Fit(data.resize, data.resize_side, augment.crop_scale, augment.crop_ratio, config.seed)
+    drawn = is_ragged(spec) and augment.crop_scale  # where nothing is, runs with other seeds share what is read
+    return Fit(data.resize, data.resize_side, augment.crop_scale, augment.crop_ratio, config.seed if drawn else 0)
 
 
 def is_ragged(spec: Spec) -> bool:

@@ -1,7 +1,5 @@
+import hashlib
 import io
-import itertools
-import threading
-import time
 
 import jax
 import numpy as np
@@ -12,7 +10,7 @@ from cnn import config
 from cnn.config import Data, InputError, RunFailed, Spec
 from cnn.data import batches as batching
 from cnn.data import decoding, fitting, sources
-from cnn.data.batches import Ahead, Batches, eval_indices, num_eval_steps, train_indices
+from cnn.data.batches import Batches, eval_indices, num_eval_steps, train_indices
 from cnn.data.decoding import Unreadable
 from cnn.data.fitting import Fit
 from cnn.training.sharding import batch_sharding, make_mesh
@@ -24,7 +22,6 @@ class Pictures:
     """Twenty JPEG files of different sizes, some of which are damaged."""
 
     notes = {}
-    fingerprint = 'pictures'
 
     def __init__(self, damaged=(), shape=(-1, -1, 3)):
         self.spec = Spec({'image': shape, 'label': ()}, {'image': 'uint8', 'label': 'int64'}, {}, {})
@@ -35,6 +32,10 @@ class Pictures:
             file = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(file, 'jpeg')
             self.files.append(file.getvalue()[: 100 if index in damaged else None])
+
+    @property
+    def fingerprint(self):
+        return hashlib.sha256(b''.join(self.files)).hexdigest()
 
     def __len__(self):
         return 20
@@ -278,6 +279,7 @@ def test_signals_are_brought_to_one_length():
     class Signals(Pictures):
         def __init__(self):
             self.spec = Spec({'signal': (-1, 1)}, {'signal': 'float32'}, {}, {})
+            self.files = []
 
         def __getitem__(self, index):
             return {'signal': np.full((index + 1, 1), index + 1.0, np.float32)}
@@ -288,35 +290,34 @@ def test_signals_are_brought_to_one_length():
         np.testing.assert_array_equal(batch['signal'][9, :, 0], [10] * 5)
 
 
-def test_items_are_made_ahead_and_not_for_ever():
-    made = []
-    ahead = Ahead((made.append(index) or index for index in itertools.count()), depth=2)
-    deadline = time.monotonic() + 10
-    while len(made) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert ahead.ready
-    assert [next(ahead), next(ahead)] == [0, 1]
-    ahead.close()
-    assert len(made) <= 6
-    with pytest.raises(StopIteration):
-        next(ahead)
+def test_splits_on_the_devices_are_read_once_in_a_process(monkeypatch):
+    monkeypatch.setattr(batching, '_SHARED', {})
+    source = Pictures(damaged=(3,))
+    reads = []
+    read = source.read
+    monkeypatch.setattr(source, 'read', lambda *arguments: reads.append(1) or read(*arguments))
+
+    def batch(size, seed=0):
+        batches = Batches(source, sharding(), Data(image_size=size), Fit(seed=seed))
+        told = []
+        batches.report(told.append)
+        (found,) = taken(batches, eval_indices(20, 24), 0, 1)
+        assert list(batches.unreadable) == [3]
+        assert len(told) == 1  # by each that shares it
+        return found
+
+    first, again = batch((16, 16)), batch((16, 16))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert len(reads) == 20
+    batch((8, 8))
+    assert len(reads) == 40
+    source.files[0] = source.files[1]
+    assert not np.array_equal(batch((16, 16))['image'][0], first['image'][0])
 
 
-def test_errors_come_after_the_items_before_them_and_threads_end():
-    def failing():
-        yield 1
-        raise RunFailed('no more')
-
-    before = threading.active_count()
-    ahead = Ahead(failing())
-    assert next(ahead) == 1
-    with pytest.raises(RunFailed, match='no more'):
-        next(ahead)
-    with pytest.raises(StopIteration):
-        next(ahead)
-    assert list(Ahead(iter(range(7)))) == list(range(7))
-    left = Ahead(itertools.count())
-    next(left)
-    del left
-    del ahead
-    assert threading.active_count() == before
+def test_of_splits_that_no_run_has_any_more_some_are_kept(monkeypatch):
+    monkeypatch.setattr(batching, '_SHARED', {})
+    monkeypatch.setattr(batching, 'RESIDENT_BYTES', 20 * 41 * 41 * 3)
+    for side in (8, 16, 24, 32):
+        list(Batches(Pictures(), sharding(), Data(image_size=(side, side)))(eval_indices(20, 24), 0, 1))
+    assert [shared.arrays[0]['image'].shape[1] for shared in batching._SHARED.values()] == [24, 32]
