@@ -5,6 +5,7 @@ A batch holds `image` [N, H, W, C], and may hold `semantic` [N, H, W], `instance
 is the smallest that holds its four corners, clipped to the image; one of which nothing is left gets label -1.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -227,8 +228,7 @@ def random_crop(batch: Batch, key: jax.Array, augment: config.Augment, size: tup
     draws = jax.random.uniform(key, (count, 10, 4))
     windows = crop_windows(draws, (height, width), augment.crop_scale, augment.crop_ratio)
     top, left, tall, wide = windows.astype(batch['image'].dtype).T
-    image = jnp.einsum('nih,nhwc->niwc', _crop_weights(top, tall, height, size[0]), batch['image'], precision='highest')
-    image = jnp.einsum('njw,niwc->nijc', _crop_weights(left, wide, width, size[1]), image, precision='highest')
+    image = _resampled(_resampled(batch['image'], top, tall, size[0], 1), left, wide, size[1], 2)
     rows, columns = (
         jnp.floor(start[:, None] + (jnp.arange(new) + 0.5) * (length / new)[:, None]).astype(jnp.int32)
         for start, length, new in ((top, tall, size[0]), (left, wide, size[1]))
@@ -260,7 +260,30 @@ def crop_windows(
     return jnp.where(fits.any(1)[:, None], first, middle).astype(jnp.int32)
 
 
-def _crop_weights(start: jax.Array, length: jax.Array, old: int, new: int) -> jax.Array:
+def _resampled(image: jax.Array, start: jax.Array, length: jax.Array, new: int, axis: int) -> jax.Array:
+    """[N, H, W, C] with `new` pixels along axis 1 or 2, of the window start..start+length [N]: antialiased bilinear."""
+    old = image.shape[axis]
+    if new < old:
+        weights = _window_weights(start, length, old, new)
+        return jnp.einsum('nih,nhwc->niwc' if axis == 1 else 'njw,nhwc->nhjc', weights, image, precision='highest')
+    # Of a window that is not made smaller each new pixel has two old ones, which are sooner taken than multiplied.
+    places = start[:, None] + (jnp.arange(new) + 0.5) * (length / new)[:, None] - 0.5
+    lower = jnp.floor(places)
+    share = jnp.expand_dims(places - lower, (2, 3) if axis == 1 else (1, 3))
+    first, last = start[:, None], (start + length - 1)[:, None]
+    before, after = (
+        jax.vmap(functools.partial(_take, axis=axis - 1))(image, jnp.clip(at, first, last).astype(jnp.int32))
+        for at in (lower, lower + 1)
+    )
+    return before * (1 - share) + after * share
+
+
+def _take(array: jax.Array, places: jax.Array, axis: int) -> jax.Array:
+    """Those places along an axis, all of which there are."""
+    return array.at[(slice(None),) * axis + (places,)].get(mode='promise_in_bounds')
+
+
+def _window_weights(start: jax.Array, length: jax.Array, old: int, new: int) -> jax.Array:
     """[N, new, old]: what each pixel of the window start..start+length gives to each of the new ones."""
     step = (length / new)[:, None, None]
     centers = start[:, None, None] + (jnp.arange(new)[:, None] + 0.5) * step
