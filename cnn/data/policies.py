@@ -42,23 +42,26 @@ def usual_ranges(height: int, width: int) -> Ranges:
 WIDE = Ranges(0.99, (32.0, 32.0), 135.0, 0.99, 6)  # TrivialAugmentWide
 
 
+Drawn = tuple[jax.Array, jax.Array]  # [N]: index into OPERATIONS; level -1..1, below zero where the sign is negative
+
+
 def apply(batch: Batch, key: jax.Array, numbers: Mapping[str, Any], augment: config.Augment) -> Batch:
     """The batch after augment.policy; the magnitude of RandAugment and its deviation are among the numbers."""
     count, height, width, _ = batch['image'].shape
-    if augment.policy == 'trivialaugment':
-        return one_of(batch, WIDE, *trivialaugment(key, count))
-    ranges = usual_ranges(height, width)
-    if augment.policy == 'randaugment':
-        strength = numbers.get('magnitude', 0), numbers.get('magnitude_std', 0)
-        steps = randaugment(key, count, augment.num_operations, *strength)
-    else:
-        steps = autoaugment(key, count, augment.policy.removeprefix('autoaugment_'))
-    for operation, level in steps:
+    ranges = WIDE if augment.policy == 'trivialaugment' else usual_ranges(height, width)
+    for operation, level in draw(key, count, numbers, augment):
         batch = one_of(batch, ranges, operation, level)
     return batch
 
 
-Drawn = tuple[jax.Array, jax.Array]  # [N]: index into OPERATIONS; level -1..1, below zero where the sign is negative
+def draw(key: jax.Array, count: int, numbers: Mapping[str, Any], augment: config.Augment) -> list[Drawn]:
+    """What augment.policy does to each of so many examples, operation after operation."""
+    if augment.policy == 'trivialaugment':
+        return [trivialaugment(key, count)]
+    if augment.policy == 'randaugment':
+        strength = numbers.get('magnitude', 0), numbers.get('magnitude_std', 0)
+        return randaugment(key, count, augment.num_operations, *strength)
+    return autoaugment(key, count, augment.policy.removeprefix('autoaugment_'))
 
 
 def trivialaugment(key: jax.Array, count: int) -> Drawn:
@@ -101,7 +104,7 @@ def autoaugment(key: jax.Array, count: int, name: str) -> list[Drawn]:
 def one_of(batch: Batch, ranges: Ranges, operation: jax.Array, level: jax.Array) -> Batch:
     """Applies to each example its own one of OPERATIONS, at its level."""
     height, width = batch['image'].shape[1:3]
-    matrices = _matrices(operation, level, ranges, height, width)
+    matrices = warps(operation, level, ranges, height, width)
     moved = geometry.warp(batch, matrices, 'nearest')  # of which the compiler leaves out the image
     alone = jax.default_backend() == 'cpu' and jax.device_count() == 1
     change = in_groups if alone else in_full
@@ -174,7 +177,7 @@ def in_groups(
     return result
 
 
-def _matrices(operation: jax.Array, level: jax.Array, ranges: Ranges, height: int, width: int) -> jax.Array:
+def warps(operation: jax.Array, level: jax.Array, ranges: Ranges, height: int, width: int) -> jax.Array:
     """[N, 2, 3] for `geometry.warp`; the identity where the operation is none of WARPS."""
 
     def amount(name: str, most: float) -> jax.Array:

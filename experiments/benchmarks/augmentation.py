@@ -12,7 +12,7 @@ tensor. The latter draws once for all images and so does less: of its columns on
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,9 +111,53 @@ def pillow_case(name: str) -> Run | None:
             for kind in ('autocontrast', 'equalize', 'invert')
         },
     }
+    if 'policy' in ROWS.get(name, {}):
+        return pillow_policy(name, pictures)
     if name not in changes:
         return None
     return lambda: [changes[name](picture, index) for index, picture in enumerate(pictures)]
+
+
+def pillow_policy(name: str, pictures: Sequence[Any]) -> Run:
+    """A loop over pictures, each with its own operations, drawn beforehand by ours."""
+    import jax
+    from PIL import Image, ImageEnhance, ImageOps
+
+    from cnn import config
+    from cnn.data import policies
+
+    augment = config.Augment(**ROWS[name])
+    ranges = policies.WIDE if name == 'trivialaugment' else policies.usual_ranges(SIZE, SIZE)
+    plain: dict[str, Callable[[Any, float], Any]] = {
+        'posterize': lambda picture, level: ImageOps.posterize(picture, 8 - round(abs(level) * ranges.posterize)),
+        'solarize': lambda picture, level: ImageOps.solarize(picture, round(255 * (1 - abs(level)))),
+        **{
+            kind: functools.partial(lambda change, picture, _: change(picture), getattr(ImageOps, kind))
+            for kind in ('autocontrast', 'equalize', 'invert')
+        },
+        'identity': lambda picture, _: picture,
+    }
+    blends = {kind: getattr(ImageEnhance, {'saturation': 'Color'}.get(kind, kind.title())) for kind in policies.BLENDS}
+    steps = []
+    for operation, level in policies.draw(jax.random.key(0), COUNT, vars(augment), augment):
+        matrices = policies.warps(operation, level, ranges, SIZE, SIZE).reshape(COUNT, 6).tolist()
+        names = [policies.OPERATIONS[index] for index in operation.tolist()]
+        steps.append(list(zip(names, level.tolist(), matrices, strict=True)))
+
+    def change(picture: Any, name: str, level: float, matrix: list[float]) -> Any:
+        if name in policies.WARPS:
+            return picture.transform((SIZE, SIZE), Image.Transform.AFFINE, matrix)
+        if name in blends:
+            return blends[name](picture).enhance(1 + level * ranges.blend)
+        return plain[name](picture, level)
+
+    def run() -> list[Any]:
+        changed = list(pictures)
+        for step in steps:
+            changed = [change(picture, *drawn) for picture, drawn in zip(changed, step, strict=True)]
+        return changed
+
+    return run
 
 
 _KEPT: list[Any] = []  # what PyTorch would take back when it is collected

@@ -75,7 +75,7 @@ def test_operations_are_torchvisions_at_every_strength(policy, change):
     operation = jnp.asarray([policies.OPERATIONS.index(name) for name in names])
     level = jnp.asarray(levels, jnp.float32)
     image = jnp.asarray(pixels, jnp.float32) / 255
-    matrices = policies._matrices(operation, level, ranges, HEIGHT, WIDTH)
+    matrices = policies.warps(operation, level, ranges, HEIGHT, WIDTH)
     changed = np.asarray(jax.jit(functools.partial(change, ranges=ranges))(image, operation, matrices, level)) * 255
     for name, strength, picture, ours in zip(names, strengths, pixels, changed, strict=True):
         # A coordinate on the edge of a pixel falls to either side: Pillow computes it in fixed point.
