@@ -1,7 +1,7 @@
 """Random crops of ImageNet-sized JPEG files: images per second and core, beside the limit and PyTorch's DataLoader.
 
     pip install torch==2.13.0 && pip install --no-deps torchvision==0.28.0
-    python -m experiments.benchmarks.input_pipeline [--size=224] [--rounds=7] [--json=FILE]
+    python -m experiments.benchmarks.input_pipeline [--size=224] [--rounds=5] [--json=FILE]
 
 The files are made here: 500x375 pixels or thereabouts, quality 90, about 110 kB, in a folder of their own. All read
 them from there, on all cores, and take turns:
@@ -258,8 +258,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', type=int, default=224, help='of the crops')
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--batches', type=int, default=15, help='of 64, in a round')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--batches', type=int, default=60, help='of 64, in a round')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='keep all figures')
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # Grain's processes ask for them
