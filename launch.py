@@ -6,7 +6,9 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,15 +32,16 @@ verbs
   data       prepare a data set and look at it: --config.data.name=NAME; --list shows what there is
   describe   the network by layer: parameters, multiply-adds, receptive field, memory; --list shows all
   benchmark  the train step on made-up batches: compile time, speed, share of the roofline, memory
-  ablate     a study: its plan, then its runs
+  ablate     a study: its plan, then its runs, then its report
+  report     what runs show, finished or not: of a study, or of all run folders in `report DIR [DIR ...]`
 
 flags
   --config=FILE[:ARG]         an experiment file (default experiments/digits.py)
   --config.FIELD=VALUE        any field of the configuration; 'none' clears one that may be empty
   --config.model.options.KEY=VALUE, --config.task.options.KEY=VALUE
                               fields of the network and of the task; another name drops the file's options
-  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT, ablate: runs/STUDY;
-                              benchmark: none)
+  --workdir=DIR               the folder to write to (default runs/EXPERIMENT/FINGERPRINT; ablate and report:
+                              runs/STUDY; report DIR: DIR; benchmark: none)
   --print_config              show the resolved configuration and stop
   --profile=START:STOP        train: trace these steps with the profiler, into the run folder
   --allow_partial=REGEX[,REGEX]
@@ -52,9 +55,10 @@ flags
   --input=SIZE,SIZE,CHANNELS  describe: for examples of this shape, such as 224,224,3, in place of the data's
   --json                      describe: figures as JSON
   --steps=N                   benchmark: how many steps to time (default 5 to 200, what 5 seconds hold)
-  --study=FILE[:ARG]          ablate: the study
+  --study=FILE[:ARG]          ablate, report: the study
   --seeds=N, --seeds=SEED,SEED,...
-                              ablate: so many from 0, or these (default: what the study says)
+                              ablate, report: so many from 0, or these (default: what the study says)
+  --metric=NAME[,NAME...]     report DIR: the metric that decides, then others to show beside it
   --dry_run                   ablate: show the plan and stop
   --emit=commands             ablate: print a command for each run that is not done, and stop
   --pack=auto|none|unrolled|dispatched|vmapped
@@ -70,7 +74,7 @@ flags
 
 exit codes: 0 done; 2 the user's mistake, in one line; 75 stopped by SIGTERM and saved; 1 anything else
 """
-VERBS = ('train', 'evaluate', 'data', 'describe', 'benchmark', 'ablate')
+VERBS = ('train', 'evaluate', 'data', 'describe', 'benchmark', 'ablate', 'report')
 PACKS = ('auto', 'none', 'unrolled', 'dispatched', 'vmapped')
 VERBS_OF_FLAGS = {
     'profile': ('train',),
@@ -82,8 +86,9 @@ VERBS_OF_FLAGS = {
     'input': ('describe',),
     'json': ('describe',),
     'steps': ('benchmark',),
-    'study': ('ablate',),
-    'seeds': ('ablate',),
+    'study': ('ablate', 'report'),
+    'seeds': ('ablate', 'report'),
+    'metric': ('report',),
     'dry_run': ('ablate',),
     'emit': ('ablate',),
     'pack': ('ablate',),
@@ -129,6 +134,8 @@ class Command:
     executor: str
     slurm: str | None
     wait: bool
+    metric: tuple[str, ...]
+    folders: tuple[pathlib.Path, ...]
     argv: list[str]
 
 
@@ -158,6 +165,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     flags.DEFINE_integer('steps', None, 'the number of steps to time', lower_bound=1, flag_values=flag_values)
     flags.DEFINE_string('study', None, 'the file of a study', flag_values)
     flags.DEFINE_string('seeds', None, 'how many seeds, or which', flag_values)
+    flags.DEFINE_string('metric', None, 'what decides, and what else is shown', flag_values)
     flags.DEFINE_boolean('dry_run', False, 'show the plan and stop', flag_values)
     flags.DEFINE_string('emit', None, 'print commands and stop', flag_values)
     flags.DEFINE_string('pack', 'auto', 'how runs train together', flag_values)
@@ -168,6 +176,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
     flags.DEFINE_string('executor', 'local', 'where runs go', flag_values)
     flags.DEFINE_string('slurm', None, 'what a run asks of the cluster', flag_values)
     flags.DEFINE_boolean('wait', False, 'stay until the jobs have ended', flag_values)
+    flag_values.set_gnu_getopt(True)  # folders may stand between flags
     try:
         config_flags.DEFINE_config_dataclass('config', experiment, 'an experiment file', flag_values, arguments)
         rest = flag_values(arguments)[1:]
@@ -175,7 +184,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         raise nearest('flag', f'--{error.flagname}', [f'--{name}' for name in flag_values]) from None
     except (flags.Error, ValueError) as error:
         raise _parse_error(error) from None
-    if rest:
+    if rest and verb != 'report':
         raise InputError(f'unexpected argument {rest[0]!r}; flags are written --NAME=VALUE')
     for name, owners in VERBS_OF_FLAGS.items():
         if flag_values[name].present and verb not in owners:
@@ -211,6 +220,8 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> Command:
         executor=_one_of('executor', flag_values.executor, ('local', 'slurm')),
         slurm=flag_values.slurm,
         wait=flag_values.wait,
+        metric=_items(flag_values.metric or '', str),
+        folders=tuple(map(pathlib.Path, rest)),
         argv=list(argv),
     )
 
@@ -489,9 +500,6 @@ def ablate(command: Command) -> None:
         raise InputError('ablate takes its configurations from the study; leave --config and --print_config out')
     if command.study is None:
         raise InputError('ablate needs a study: --study=experiments/ablations/NAME.py')
-    from cnn import studies
-
-    study = studies.load(command.study)
     if command.executor == 'slurm' and not (command.dry_run or command.emit):
         from cnn.studies import slurm
 
@@ -499,14 +507,10 @@ def ablate(command: Command) -> None:
         settings = slurm.parse(command.slurm)
     elif command.executor != 'slurm' and (command.slurm is not None or command.wait):
         raise InputError('--slurm and --wait are for --executor=slurm')
-    root = command.workdir or pathlib.Path('runs') / pathlib.Path(command.study.partition(':')[0]).stem
-    import jax
-
-    jax.config.update('jax_platforms', 'cpu')  # nothing is computed here; the accelerators are for the runs
+    plan = plan_study(command)
     from cnn.studies import commands, overview
     from cnn.studies import plan as plans
 
-    plan = plans.plan(study, command.seeds or range(study.seeds), root)
     if not command.dry_run and not command.allow_code_change:
         plans.check_code(plan)
     if command.emit:
@@ -532,14 +536,70 @@ def ablate(command: Command) -> None:
         queue.raise_for(failures)
 
 
+def report(command: Command) -> None:
+    """Writes the report of a study, or of run folders, whatever is done of them; prints the answer."""
+    if command.overridden or command.print_config:
+        raise InputError('report takes its configurations from the runs; leave --config and --print_config out')
+    if (command.study is None) == (not command.folders):
+        raise InputError(
+            'report needs a study, --study=experiments/ablations/NAME.py, or folders: report DIR [DIR ...]'
+        )
+    if command.study is not None:
+        if command.metric:
+            raise InputError('--metric is for folders; a study itself says what decides')
+        plan = plan_study(command)
+        if not any(run.folder.exists() for run in plan.runs):
+            raise InputError(f'{plan.root}: no run of the study was begun there; ablate begins them')
+        return report_study(command, plan)
+    if command.seeds is not None:
+        raise InputError('--seeds is for --study; of folders all runs count')
+    if len(command.folders) > 1 and command.workdir is None:
+        raise InputError('report of several folders: say where it goes, --workdir=DIR')
+    from cnn.studies import results
+
+    found = results.from_folders(command.folders, *command.metric)
+    write_report(found, command.workdir or command.folders[0], [])
+
+
+def plan_study(command: Command) -> Any:
+    """The runs of a study, looked up in their folders."""
+    from cnn import studies
+
+    assert command.study is not None
+    study = studies.load(command.study)
+    root = command.workdir or pathlib.Path('runs') / pathlib.Path(command.study.partition(':')[0]).stem
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')  # nothing is computed here; the accelerators are for the runs
+    from cnn.studies import plan as plans
+
+    return plans.plan(study, command.seeds or range(study.seeds), root)
+
+
 def report_study(command: Command, plan: Any) -> None:
-    """Writes the report of what is done, and prints the answer."""
-    from cnn.studies import report, results
+    """Writes the report of a study, and prints the answer; after runs of which none is done there is neither."""
+    from cnn.studies import results
 
     found = results.collect(plan.study, plan.runs, plan.direction, plan.costs)
-    if any(outcome.status == results.DONE for outcome in found.outcomes):
-        print(report.write(found, plan.root, [shlex.join(['python', *command.argv])]))
-        print(plan.root / 'report.html')
+    if command.verb == 'ablate' and not any(outcome.status == results.DONE for outcome in found.outcomes):
+        return
+    again = ['python', command.argv[0], 'ablate', *command.argv[2:]]
+    write_report(found, plan.root, [shlex.join(again)])
+
+
+def write_report(found: Any, folder: pathlib.Path, commands: Sequence[str]) -> None:
+    """Writes a report into a folder that is no run's, and prints the answer."""
+    from cnn.studies import report as reports
+
+    if (folder / 'run.json').exists():
+        raise InputError(f'{folder}: holds a run, and pictures of its own; say where the report goes, --workdir=DIR')
+    try:
+        answer = reports.write(found, folder, commands)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise InputError(f'{folder}: cannot be written ({error.strerror}); choose another --workdir') from None
+    columns = shutil.get_terminal_size().columns
+    print(textwrap.fill(answer, columns) if sys.stdout.isatty() else answer)
+    print(folder / 'report.html')
 
 
 def resolve(config: Experiment) -> tuple[configuration.Spec, Experiment]:
@@ -566,7 +626,7 @@ def main(command: Command) -> int:
         logging.set_verbosity(logging.WARNING)
     try:
         verbs = {'train': train, 'evaluate': evaluate, 'data': data, 'describe': describe, 'benchmark': benchmark}
-        {**verbs, 'ablate': ablate}[command.verb](command)
+        {**verbs, 'ablate': ablate, 'report': report}[command.verb](command)
     except (InputError, RunFailed, RunStopped) as error:
         return fail(error)
     except OSError as error:

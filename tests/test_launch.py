@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,19 @@ MISTAKES = {
     'study': (
         'ablate --study=experiments/skip_connection.py',
         "did you mean 'experiments/ablations/skip_connections.py'?",
+    ),
+    'report': ('report', 'report needs a study, --study=experiments/ablations/NAME.py, or folders: report DIR'),
+    'folder': ('report no_such_folder', 'no_such_folder: no run folder there'),
+    'folders': ('report a b', 'report of several folders: say where it goes, --workdir=DIR'),
+    'study and folder': ('report a --study=b', 'report needs a study, --study='),
+    'metric of a study': (
+        'report --study=a --metric=loss',
+        '--metric is for folders; a study itself says what decides',
+    ),
+    'seeds of folders': ('report a --seeds=3', '--seeds is for --study; of folders all runs count'),
+    'nothing begun': (
+        'report --study=experiments/ablations/skip_connections.py --workdir=no_such_folder',
+        'no_such_folder: no run of the study was begun there; ablate begins them',
     ),
     'seeds': (
         'ablate --study=experiments/ablations/skip_connections.py --seeds=0,1,1',
@@ -445,6 +459,8 @@ def test_negative_numbers_are_values_in_both_forms():
         ('--save_features=x', '--save_features belongs to another verb: python launch.py evaluate --save_features'),
         ('--steps=3', '--steps belongs to another verb: python launch.py benchmark --steps'),
         ('--study=x', '--study belongs to another verb: python launch.py ablate --study'),
+        ('--metric=loss', '--metric belongs to another verb: python launch.py report --metric'),
+        ('report x --dry_run', '--dry_run belongs to another verb: python launch.py ablate --dry_run'),
         ('--dry_run', '--dry_run belongs to another verb: python launch.py ablate --dry_run'),
         ('ablate --seeds=0', "--seeds='0': write how many, such as --seeds=8, or which, such as --seeds=0,1,5"),
         ('ablate --seeds=1.5', "--seeds='1.5': write how many"),
@@ -490,6 +506,10 @@ def test_flags_beside_the_configuration():
     assert (command.executor, command.slurm, command.wait) == ('slurm', 'time=5,gpus=1', True)
     assert (parse('ablate').executor, parse('ablate').slurm, parse('ablate').wait) == ('local', None, False)
     assert parse().profile is None
+    command = parse('report', 'a', '--workdir', 'out', 'b c', '--metric=loss,accuracy')
+    assert (command.folders, command.workdir) == ((pathlib.Path('a'), pathlib.Path('b c')), pathlib.Path('out'))
+    assert command.metric == ('loss', 'accuracy')
+    assert (parse('report').folders, parse('report').metric) == ((), ())
 
 
 @pytest.mark.parametrize('text', ['3', '3:', ':3', '3:3', '4:3', '-1:3', 'a:b', '1:2:3'])
@@ -587,7 +607,8 @@ def test_resolving_writes_every_option_out():
     assert config.model.options['norm'] == 'none'
     assert config.model.options['hidden'] == 8
     assert config.model.options['widths'] == (32, 64, 128)
-    assert config.task.options == {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}
+    defaults = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None, 'shifts': 0}
+    assert config.task.options == defaults
 
 
 def test_an_optional_option_is_cleared_by_none():
@@ -595,21 +616,21 @@ def test_an_optional_option_is_cleared_by_none():
     assert launch.resolve(parse(*arguments).config)[1].task.options['background'] is None
 
 
-@pytest.mark.parametrize('verb', [verb for verb in launch.VERBS if verb != 'ablate'])
+@pytest.mark.parametrize('verb', [verb for verb in launch.VERBS if verb not in ('ablate', 'report')])
 def test_print_config_shows_every_field_of_the_resolved_configuration(verb, capsys):
     command = parse(verb, '--print_config', '--config.seed=7')
     assert launch.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(' = ')[0] for line in lines] == [f'config.{path}' for path in PATHS]
     assert 'config.seed = 7' in lines
-    assert (
-        "config.task.options = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}" in lines
-    )
+    defaults = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None, 'shifts': 0}
+    assert f'config.task.options = {defaults}' in lines
 
 
 @pytest.mark.parametrize('flag', ['--print_config', '--config.seed=7', '--config=experiments/digits.py'])
-def test_a_study_takes_no_configuration(flag, capsys):
-    assert launch.main(parse('ablate', '--study=x', flag)) == 2
+@pytest.mark.parametrize('verb', ['ablate', 'report'])
+def test_a_study_takes_no_configuration(verb, flag, capsys):
+    assert launch.main(parse(verb, '--study=x', flag)) == 2
     assert 'leave --config and --print_config out' in capsys.readouterr().err
 
 
@@ -747,6 +768,53 @@ def test_a_folder_that_another_process_writes_to_is_refused(finished, experiment
         fcntl.flock(lock, fcntl.LOCK_EX)
         line = said(process(f'--config={experiment}', f'--workdir={finished}'))
     assert 'another process is running there' in line
+
+
+def test_run_folders_are_reported_elsewhere_than_in_them(finished, unfinished, tmp_path):
+    before = (finished / 'curves.png').read_bytes()
+    assert 'holds a run, and pictures of its own' in said(process('report', finished))
+    assert 'cannot be written' in said(process('report', finished, f'--workdir={finished / "run.json"}'))
+    record = json.loads((unfinished / 'run.json').read_text())
+    record['config']['seed'] = 1
+    (unfinished / 'run.json').write_text(json.dumps(record))
+    (unfinished / 'DONE.json').unlink()
+    arguments = 'report', finished, unfinished, f'--workdir={tmp_path / "new"}', '--metric=accuracy,loss'
+    result = process(*arguments, JAX_PLATFORMS='no_such_platform')
+    assert (result.returncode, result.stderr) == (0, '')
+    answer, page = result.stdout.splitlines()
+    assert answer.startswith("Incomplete, 1 of 2 runs is missing (seed 1 of 'runs'): 'runs' has accuracy ")
+    assert page == str(tmp_path / 'new' / 'report.html')
+    report = (tmp_path / 'new' / 'report.md').read_text()
+    assert re.search(r'\| +loss \|', report)
+    assert f'python launch.py --config={finished.parent / "small.py"}' in report
+    assert (finished / 'curves.png').read_bytes() == before
+
+
+STUDY = """\
+from cnn.studies import Arm, Study
+
+
+def get_study():
+    arms = [Arm('narrow'), Arm('wide', {'model.options.widths': (16,)})]
+    return Study('Why?', 'EXPERIMENT', arms, 'narrow', seeds=2, also=('loss',))
+"""
+
+
+def test_a_study_is_reported_as_far_as_it_is(experiment, tmp_path):
+    file = write(tmp_path / 'study.py', STUDY.replace('EXPERIMENT', str(experiment)))
+    runs = launch.plan_study(parse('report', f'--study={file}', f'--workdir={tmp_path / "runs"}')).runs
+    for run, accuracy in zip(runs, (0.5, 0.25, 0.75), strict=False):
+        run.folder.mkdir(parents=True)
+        metrics = {'accuracy': accuracy, 'loss': 2.0}
+        done = {'metrics': metrics, 'seconds': 1.0, 'examples_per_second': 10.0}
+        write(run.folder / 'run.json', json.dumps({'config': configuration.to_dict(run.config)}))
+        write(run.folder / 'DONE.json', json.dumps(done))
+    result = process('report', f'--study={file}', f'--workdir={tmp_path / "runs"}')
+    assert (result.returncode, result.stderr) == (0, '')
+    assert result.stdout.startswith("Incomplete, 1 of 4 runs is missing (seed 1 of 'wide'): 1 seed is too few to show ")
+    report = (tmp_path / 'runs' / 'report.md').read_text()
+    assert f'python launch.py ablate --study={file} --workdir={tmp_path / "runs"}' in report
+    assert '\nnarrow,2,2,,0.375,' in (tmp_path / 'runs' / 'arms.csv').read_text()
 
 
 def test_a_longer_duration_continues_a_finished_run(unfinished, experiment):

@@ -17,8 +17,6 @@ caches served bytes that were counted, or that the step computes in a form that 
 import functools
 import importlib.metadata
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -72,7 +70,7 @@ def measure(config: Experiment, spec: Spec, mesh: Mesh, steps: int | None = None
     step: Any = lowered.compile()
     compiled = time.perf_counter()
     seconds = _time_steps(step, *arguments, steps=steps)
-    peak, peak_of = _peak_memory(mesh)  # before the measurements below, which need memory too
+    peak, peak_of = sharding.peak_memory(mesh)  # before the measurements below, which need memory too
 
     tenth, median, ninetieth = np.percentile(seconds, (10, 50, 90)).tolist()
     rates = {dtype: matmul_rate(mesh, dtype) for dtype in dict.fromkeys(('float32', config.model.dtype))}
@@ -240,15 +238,6 @@ def _best_seconds(run: Callable[[], Any]) -> float:
         run()
         seconds.append(time.perf_counter() - began)
     return min(seconds)
-
-
-def _peak_memory(mesh: Mesh) -> tuple[int, str]:
-    """Most bytes in use so far, and of what: the fullest device, or this process where devices don't say."""
-    stats = [device.memory_stats() for device in mesh.devices.flat]
-    if all(stats):
-        return max(stat['peak_bytes_in_use'] for stat in stats), 'fullest device'
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'process'
 
 
 def _ms(seconds: float) -> str:

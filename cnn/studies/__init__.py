@@ -29,7 +29,8 @@ class Arm:
 
     name: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by path, such as 'model.options.depth'
-    against: str | None = None  # the arm that it is compared with; None: the study's baseline
+    against: str | None = None  # the arm that it is compared with; itself: nothing; None: the study's baseline
+    start: str | None = None  # the arm whose run with the same seed it starts from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Study:
     baseline: str  # the arm that the others are compared with
     seeds: int = 8  # how many, from 0
     metric: str = 'accuracy'  # of the test split; decides
+    also: tuple[str, ...] = ()  # further metrics, shown beside it
     effect: float | None = None  # the difference that would matter
+    seeded: tuple[str, ...] = ('seed',)  # the fields that a seed sets; 'data.split_seed' draws other examples with each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'arms', tuple(self.arms))
@@ -52,15 +55,30 @@ class Study:
                 raise InputError(f'arm {name!r} is there {names.count(name)} times; give each its own name')
             if not name.strip():
                 raise InputError('an arm has no name')
-        for name in (self.baseline, *(arm.against for arm in self.arms if arm.against is not None)):
+        others = [other for arm in self.arms for other in (arm.against, arm.start) if other is not None]
+        for name in (self.baseline, *others):
             if name not in names:
                 raise nearest('arm', name, names)
+        for arm in self.arms:
+            self.before(arm)
+        if 'seed' not in self.seeded:
+            raise InputError(f'seeded={self.seeded}: lacks seed, without which all runs of an arm begin alike')
         if self.seeds < 1:
             raise InputError(f'seeds={self.seeds}: a study needs one at least')
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def before(self, arm: Arm) -> list[Arm]:
+        """The arms that must be done before this one, the nearest first. Raises InputError where they form a circle."""
+        found: list[Arm] = []
+        while arm.start is not None:
+            arm = self.arm(arm.start)
+            if arm in found:
+                raise InputError(f'arm {arm.name!r} starts from itself, or from what starts from it')
+            found.append(arm)
+        return found
 
     def compared_with(self, arm: Arm) -> str | None:
         """The name of the arm that this one is compared with; None for one that is compared with nothing."""

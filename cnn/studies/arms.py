@@ -43,7 +43,7 @@ class Form:
 
     arm: Arm
     given: Experiment  # the base with the arm's overrides, as a command line would give it
-    config: Experiment  # the same, resolved; the seed is the base's
+    config: Experiment  # the same, resolved; with the base's seed, and where it starts from an arm, that name
     spec: Spec  # of the data's examples
     splits: Mapping[str, Split]  # by role: train, and validation and test where there are such
     steps: int
@@ -63,13 +63,13 @@ def base_file(study: Study) -> str:
     return str(scripts.ROOT / study.base) if there and in_checkout else study.base
 
 
-def forms(study: Study) -> tuple[Form, ...]:
+def forms(study: Study, splits: dict[str, Split]) -> tuple[Form, ...]:
     """Every arm, checked: names, values, data, shapes. Prepares data sets that are not; starts no accelerator.
 
-    JAX must have been told to use the CPU. Raises InputError naming the arm; for two arms that are one, both.
+    JAX must have been told to use the CPU. What is read of the data's splits is added to `splits`. Raises InputError
+    naming the arm; for two arms that are one, both.
     """
     base = load_base(study)
-    splits: dict[str, Split] = {}
     costs: dict[str, Cost] = {}
     made: dict[str, Form] = {}
     for arm in study.arms:
@@ -126,20 +126,26 @@ def _named(arm: Arm) -> Iterator[None]:
 
 def _form(study: Study, base: Experiment, arm: Arm, splits: dict[str, Split], costs: dict[str, Cost]) -> Form:
     """`splits` and `costs` hold what is known from other arms."""
-    if 'seed' in arm.overrides:
-        raise InputError('overrides seed, of which the study has several; leave it out')
+    for path in study.seeded:
+        if path in arm.overrides:
+            raise InputError(f'overrides {path}, of which the study has several; leave it out')
     given = copy.deepcopy(base)
     configuration.override(given, arm.overrides, base)
+    if arm.start is not None:
+        if 'init_from' in arm.overrides:
+            raise InputError(f'overrides init_from, and starts from arm {arm.start!r}; leave one of them out')
+        given.init_from = arm.start  # whose runs have no folders yet
     configuration.validate(given)
     spec, config = programs.resolve_with_data(given)
-    directions = tasks.task_class(config.task.name).directions
-    if study.metric not in directions:
-        raise nearest(f'metric of task {config.task.name}', study.metric, directions)
-    teacher = _others(config, spec)
+    directions = tasks.build(config.task.name, **config.task.options).directions
+    for metric in (study.metric, *study.also):
+        if metric not in directions:
+            raise nearest(f'metric of task {config.task.name}', metric, directions)
+    teacher = _others(arm, config, spec)
     key = programs.program_key(config, spec, teacher)
     if key not in costs:
         costs[key] = _traced(config, spec)
-    own = _splits(config, spec, splits)
+    own = find_splits(config, spec, splits)
     count = {'batch_size': config.data.batch_size, 'num_examples': own['train'].num_examples}
     settings = [config.data.batch_size, dataclasses.asdict(config.mesh), config.deterministic]
     return Form(
@@ -154,13 +160,13 @@ def _form(study: Study, base: Experiment, arm: Arm, splits: dict[str, Split], co
     )
 
 
-def _others(config: Experiment, spec: Spec) -> configuration.Model | None:
+def _others(arm: Arm, config: Experiment, spec: Spec) -> configuration.Model | None:
     """Looks for the weights that the run starts from; the teacher's network, where there is one."""
     if config.init_from is None and config.distill.teacher is None:
         return None
     from cnn.training import evaluation, teachers  # which most studies need not wait for
 
-    if config.init_from is not None:
+    if config.init_from is not None and arm.start is None:
         evaluation.check_source(config.init_from)
     if config.distill.teacher is None:
         return None
@@ -168,7 +174,8 @@ def _others(config: Experiment, spec: Spec) -> configuration.Model | None:
     return evaluation.read_config(pathlib.Path(config.distill.teacher)).model
 
 
-def _splits(config: Experiment, spec: Spec, known: dict[str, Split]) -> dict[str, Split]:
+def find_splits(config: Experiment, spec: Spec, known: dict[str, Split]) -> dict[str, Split]:
+    """The splits of a run by role; those that were read before are `known`, to which others are added."""
     data = config.data
     names = {'train': data.train_split, 'validation': data.validation_split, 'test': data.test_split}
     fields = tasks.build(config.task.name, **config.task.options).fields(spec)

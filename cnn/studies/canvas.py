@@ -47,12 +47,14 @@ def wrapped(text: str, width: int) -> str:
 
 
 def figure(draw: Callable[[Any], None], height: float, theme: Theme) -> np.ndarray:
-    """Draws on a figure of that many inches without any global state of matplotlib's."""
+    """Draws on a figure of that many inches; a dollar is one, wherever it stands."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(WIDTH, height), dpi=DPI, layout='constrained', facecolor=theme.paper)
-    canvas = FigureCanvasAgg(page)
-    draw(page)
-    canvas.draw()
+    with rc_context({'text.parse_math': False}):
+        page = Figure(figsize=(WIDTH, height), dpi=DPI, layout='constrained', facecolor=theme.paper)
+        canvas = FigureCanvasAgg(page)
+        draw(page)
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -11,14 +11,18 @@ from cnn.studies.plan import Plan, Run
 
 
 def commands(plan: Plan, launcher: str = 'launch.py') -> list[str]:
-    """One for each run that is not done: `python launch.py train ... --workdir=FOLDER`, quoted for a shell."""
+    """One for each run that is not done: `python launch.py train ... --workdir=FOLDER`, quoted for a shell.
+
+    A run comes after the one that it starts from.
+    """
     return [command(plan, run, launcher) for run in plan.left]
 
 
 def command(plan: Plan, run: Run, launcher: str = 'launch.py') -> str:
     """What trains a run."""
     form = next(form for form in plan.forms if form.arm.name == run.arm)
-    values = {**form.arm.overrides, 'seed': run.seed}
+    start = {'init_from': run.config.init_from} if run.start else {}
+    values = {**form.arm.overrides, **dict.fromkeys(plan.study.seeded, run.seed), **start}
     flags = [f'--config.{path}={flag_text(form.given, path, value)}' for path, value in values.items()]
     arguments = ['python', launcher, 'train', f'--config={base_file(plan.study)}', *flags, f'--workdir={run.folder}']
     return shlex.join(arguments)

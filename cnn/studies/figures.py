@@ -49,9 +49,10 @@ def curves(results: Results, findings: Sequence[Finding], theme: Theme = LIGHT) 
             axes.set_ylim(*_range(shown.values()))
         if together:
             _panel(panels[0, 0], findings, by_arm, theme, theme.series)
-            panels[0, 0].legend(
-                fontsize=8, facecolor=theme.paper, edgecolor='none', labelcolor=theme.ink, framealpha=0.8
-            )
+            lines = panels[0, 0].lines
+            names = [line.get_label() for line in lines]  # named one by one, or those that begin with _ are left out
+            page.legend(lines, names, loc='outside upper center', ncols=2, fontsize=8, frameon=False,
+                        labelcolor=theme.ink)  # fmt: skip
         else:
             for axes, finding in zip(panels.flat, findings, strict=False):
                 pair = [other for other in findings if other.arm == finding.against] + [finding]
@@ -64,7 +65,7 @@ def curves(results: Results, findings: Sequence[Finding], theme: Theme = LIGHT) 
         page.supxlabel('step', fontsize=9, color=theme.ink)
         page.supylabel(f'{spoken(name)}, {split}', fontsize=9, color=theme.ink)
 
-    return figure(draw, 3.6 if together else 0.6 + 1.75 * rows, theme)
+    return figure(draw, 3.8 if together else 0.6 + 1.75 * rows, theme)
 
 
 def effects(results: Results, findings: Sequence[Finding], theme: Theme = LIGHT) -> np.ndarray | None:
@@ -160,11 +161,12 @@ def _panel(
         drawn = by_arm[finding.arm]
         style = dashes if len(colours) == len(theme.series) else '-'
         missing = f' ({len(finding.missing)} of {finding.planned} missing)' if finding.missing else ''
+        label = wrapped(f'{finding.arm}{missing}', 44)
         if drawn is None:
-            axes.plot([], [], style, color=colour, label=f'{finding.arm}{missing}')
+            axes.plot([], [], style, color=colour, label=label)
             continue
         single = 'o' if len(drawn.steps) == 1 else ''
-        axes.plot(drawn.steps, drawn.mean, style + single, color=colour, linewidth=1.5, label=f'{finding.arm}{missing}')
+        axes.plot(drawn.steps, drawn.mean, style + single, color=colour, linewidth=1.5, label=label)
         axes.fill_between(drawn.steps, drawn.low, drawn.high, color=colour, alpha=0.22, linewidth=0)
 
 

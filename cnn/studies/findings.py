@@ -6,8 +6,8 @@ could not be made since runs are missing. Intervals hold for each comparison by 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,10 +30,11 @@ class Finding:
     difference: Difference | None  # None where it is compared with nothing, or has no seed in common with it
     sign: int  # times this, more is better
     effect: float | None  # that would matter
-    seconds: float  # device seconds of a run, their mean; NaN where no run is done, as in the next two
-    examples_per_second: float  # the median
+    seconds: float  # device seconds of a run, the median; NaN where no run is done, as in the next two
+    examples_per_second: float  # of a device, the median
     peak_memory: float  # bytes, the largest
     cost: Cost | None
+    also: Mapping[str, Summary] = dataclasses.field(default_factory=dict)  # of the study's further metrics
 
     @property
     def shown(self) -> bool:
@@ -96,19 +97,19 @@ def find(results: Results) -> list[Finding]:
                 differences.get(arm.name),
                 results.sign,
                 study.effect,
-                seconds=_or_nan(np.mean, [outcome.seconds for outcome in done if outcome.seconds is not None]),
-                examples_per_second=_or_nan(
-                    np.median, [o.examples_per_second for o in done if o.examples_per_second is not None]
-                ),
+                seconds=_median(outcome.seconds for outcome in done),
+                examples_per_second=_median(outcome.examples_per_second for outcome in done),
                 peak_memory=max(memory, default=math.nan),
                 cost=results.costs.get(arm.name),
+                also={name: summarize(list(results.values(arm.name, name).values())) for name in study.also},
             )
         )
     return findings
 
 
-def _or_nan(of: Callable[..., Any], values: Sequence[float]) -> float:
-    return float(of(values)) if values else math.nan
+def _median(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else math.nan
 
 
 def answer(results: Results, findings: Sequence[Finding]) -> str:
@@ -206,28 +207,32 @@ def _size(finding: Finding, decimals: int) -> str:
 
 
 def _nothing(comparisons: int, compared: Sequence[Finding], seeds: str, metric: str) -> str:
+    fewest = seeds_needed(comparisons)
+    few = max(finding.difference.summary.count for finding in compared if finding.difference) < fewest
     if len(compared) == 1:
-        finding = compared[0]
-        assert finding.difference is not None
-        summary = finding.difference.summary
+        where = f'between {compared[0].arm!r} and {compared[0].against!r}'
+    else:
+        where = f'in any of {len(compared)} comparisons'
+    if not few:
+        return f'no difference in {metric} {where} can be shown with {seeds}{_bearings(compared)}.'
+    family = f'{comparisons} comparisons need' if comparisons > 1 else 'one comparison needs'
+    are = 'is' if seeds == _count(1) else 'are'
+    head = f'{seeds} {are} too few to show a difference in {metric} {where}{_bearings(compared)}'
+    return f'{head}; {family} {fewest} at least.'
+
+
+def _bearings(compared: Sequence[Finding]) -> str:
+    """Of differences that are not shown: the one with its figures, several by how they stand beside the effect."""
+    if len(compared) == 1 and compared[0].difference:
+        summary = compared[0].difference.summary
         decimals = places([summary])
         interval = f', 95 % interval {number(summary.low, decimals)} to {number(summary.high, decimals)}'
         figures = f'{signed(summary.mean, decimals)}{interval if summary.count > 1 else ""}'
-        text = (
-            f'no difference in {metric} between {finding.arm!r} and {finding.against!r} can be shown with {seeds} '
-            f'({figures}, {p_text(finding.difference.adjusted, "p")}{_matter(finding)})'
-        )
-    else:
-        text = f'no difference in {metric} can be shown with {seeds} in any of {len(compared)} comparisons'
-        bearings = [finding.bearing for finding in compared if finding.bearing]
-        if bearings:
-            small, effect = bearings.count('smaller'), compared[0].effect
-            text += f', {small or "none"} of which {"is" if small == 1 else "are"} surely smaller than {effect:g}'
-    fewest = seeds_needed(comparisons)
-    if max(finding.difference.summary.count for finding in compared if finding.difference) < fewest:
-        text += f'; {comparisons} comparisons in all need' if comparisons > 1 else '; one comparison needs'
-        text += f' {fewest} seeds at least'
-    return text + '.'
+        return f' ({figures}, {p_text(compared[0].difference.adjusted, "p")}{_matter(compared[0])})'
+    counts = Counter(finding.bearing for finding in compared if finding.bearing)
+    words = {'smaller': 'within', 'larger': 'beyond', 'open': 'across'}
+    parts = [f'{counts[kind]} {word}' for kind, word in words.items() if counts[kind]]
+    return f' (95 % intervals: {", ".join(parts)} the {compared[0].effect:g} that would matter)' if parts else ''
 
 
 def _matter(finding: Finding) -> str:

@@ -15,7 +15,7 @@ from cnn import tasks
 from cnn.config import Experiment, InputError, Spec
 from cnn.studies import Study
 from cnn.studies import results as outcomes
-from cnn.studies.arms import Form, forms
+from cnn.studies.arms import Form, Split, find_splits, forms
 from cnn.studies.results import DONE, Cost, Outcome
 from cnn.studies.statistics import seeds_needed
 from cnn.training.records import code_revision
@@ -37,6 +37,7 @@ class Run:
     folder: pathlib.Path
     compilation: str  # equal for runs that share their compiled step
     outcome: Outcome  # as it was when the plan was made
+    start: pathlib.Path | None  # the folder of the run that it starts from
 
     @property
     def status(self) -> str:
@@ -46,7 +47,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The runs of a study: for each arm, in its order, one with each seed."""
+    """The runs of a study: for each arm, in its order, one with each seed; what others start from comes first."""
 
     study: Study
     root: pathlib.Path
@@ -73,7 +74,8 @@ class Plan:
     @property
     def direction(self) -> str:
         """Of the study's metric: max, min."""
-        return tasks.task_class(self.forms[0].config.task.name).directions[self.study.metric]
+        task = self.forms[0].config.task
+        return tasks.build(task.name, **task.options).directions[self.study.metric]
 
     @property
     def seeds_needed(self) -> int:
@@ -114,9 +116,13 @@ def plan(study: Study, seeds: Sequence[int], root: pathlib.Path) -> Plan:
     for seed, times in Counter(seeds).items():
         if times > 1:
             raise InputError(f'--seeds: seed {seed} is there {times} times; a run counts once')
-    made = forms(study)
-    runs = tuple(_run(form, seed, root) for form in made for seed in seeds)
-    return Plan(study, root, tuple(seeds), made, runs, code_revision())
+    splits: dict[str, Split] = {}
+    made = forms(study, splits)
+    runs: dict[tuple[str | None, int], Run] = {}
+    for form in sorted(made, key=lambda form: len(study.before(form.arm))):
+        for seed in seeds:
+            runs[form.arm.name, seed] = _run(study, form, seed, root, splits, runs.get((form.arm.start, seed)))
+    return Plan(study, root, tuple(seeds), made, tuple(runs.values()), code_revision())
 
 
 def check_code(plan: Plan) -> None:
@@ -135,14 +141,22 @@ def identify(config: Experiment, splits: Mapping[str, str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _run(form: Form, seed: int, root: pathlib.Path) -> Run:
+def _run(study: Study, form: Form, seed: int, root: pathlib.Path, splits: dict[str, Split], start: Run | None) -> Run:
     config = copy.deepcopy(form.config)
-    config.seed = seed
+    configuration.override(config, dict.fromkeys(study.seeded, seed), config)
+    configuration.validate(config)
     name = form.arm.name
-    identity = identify(config, {role: split.fingerprint for role, split in form.splits.items()})
+    if start:
+        config.init_from = start.identity  # not its folder, which may be moved
+    own = find_splits(config, form.spec, splits)
+    identity = identify(config, {role: split.fingerprint for role, split in own.items()})
+    if start:
+        config.init_from = str(start.folder)
     slug = re.sub(r'[^A-Za-z0-9.]+', '_', name)[:LONGEST_SLUG].strip('._') or 'arm'
     folder = root / f'{slug}-{seed}-{identity}'
-    return Run(name, seed, config, form.spec, identity, folder, form.compilation, outcomes.read(name, seed, folder))
+    outcome = outcomes.read(name, seed, folder)
+    source = start.folder if start else None
+    return Run(name, seed, config, form.spec, identity, folder, form.compilation, outcome, source)
 
 
 def _revisions(outcome: Outcome) -> set[str | None]:

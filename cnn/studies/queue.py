@@ -4,7 +4,7 @@ Only the run folders know what is done. Whatever is killed, the same command goe
 saves and ends, and a folder is written by one process at a time.
 
 The first run goes alone; where it fails nothing else is begun. Runs with one compilation go to the same worker, as a
-pack where packing is faster.
+pack where packing is faster. A run that starts from another one waits for it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from cnn.config import InputError, RunFailed, RunStopped
 from cnn.studies.plan import Plan, Run
 from cnn.studies.progress import Progress
 from cnn.studies.results import DONE
-from cnn.studies.workers import Worker, settings, slots
+from cnn.studies.workers import Worker, settings, share_cores, slots
 from cnn.training.pack import AUTO, NONE, STRATEGIES
 from cnn.training.records import write_json
 
@@ -102,16 +102,22 @@ class Queue:
         self.unfinished = {run.folder for run in plan.left}
         self.stopping = False
         # What goes alone, until it is done.
-        baseline = [run for run in plan.left if run.arm == plan.study.baseline] or self._waiting
+        baseline = [run for run in self._ready if run.arm == plan.study.baseline] or self._ready
         self._canary = None if any(run.status == DONE for run in plan.runs) else baseline[0]
+
+    @property
+    def _ready(self) -> list[Run]:
+        """Those that wait for nothing but a worker."""
+        return [run for run in self._waiting if run.start not in self.unfinished]
 
     def work(self) -> None:
         """Until all is done, or as far as can be."""
         while True:
             self._assign()
             busy = [worker for worker in self._workers if worker.busy]
+            share_cores(busy)
             if not busy and not self._held:
-                return
+                break
             try:
                 worker, event = self._events.get(timeout=0.5 if self._held else None)
             except queue.Empty:
@@ -121,6 +127,8 @@ class Queue:
                 self._stop()
             else:
                 getattr(self, f'_on_{event["event"]}')(worker, event)
+        for run in self._waiting:
+            self._progress.say(f'not begun: {run.arm}, seed {run.seed}: starts from {run.start}, which is not done')
 
     def close(self) -> None:
         """Ends the workers; one that runs saves first."""
@@ -154,7 +162,7 @@ class Queue:
 
     def _assign(self) -> None:
         """Gives jobs to idle workers, and starts those that are wanted."""
-        if not self._waiting or self.stopping:
+        if not self._ready or self.stopping:
             return
         if self._canary is None and self._pack == AUTO and not any(self._size(run) > 1 for run in self._waiting):
             self._pack = NONE
@@ -165,9 +173,9 @@ class Queue:
         while len(self._workers) < wanted:
             self._start()
         for worker in list(self._workers):
-            if worker.busy or not self._waiting:
+            if worker.busy or not self._ready:
                 continue
-            if worker.settings not in (None, *(settings(run.config) for run in self._waiting)):
+            if worker.settings not in (None, *(settings(run.config) for run in self._ready)):
                 worker.close()
                 self._workers.remove(worker)
                 worker = self._start()
@@ -190,7 +198,7 @@ class Queue:
         """What this worker does next."""
         if self._canary is not None:
             return [self._canary], self._single
-        able = [run for run in self._waiting if worker.settings in (None, settings(run.config))]
+        able = [run for run in self._ready if worker.settings in (None, settings(run.config))]
         # What went wrong in a pack is tried alone.
         fresh = [run for run in able if not self._tries[run.folder]]
         if not fresh:
@@ -200,8 +208,8 @@ class Queue:
         new = [run for run in fresh if run.compilation not in elsewhere]
         first = (own or new or fresh)[0]
         group = [run for run in fresh if run.compilation == first.compilation]
-        size = self._size(first)
-        return group[:size], self._pack if size > 1 else self._single
+        pack = group[: self._size(first)]
+        return pack, self._pack if len(pack) > 1 else self._single
 
     def _size(self, run: Run) -> int:
         """Of the pack that this run would be in."""
@@ -211,6 +219,7 @@ class Queue:
         return min(LARGEST_PACK, others, math.ceil((len(self._tries) - 1) / len(self._slots)))
 
     def _on_ready(self, worker: Worker, event: dict[str, Any]) -> None:
+        worker.computes_on_cores = event['platform'] == 'cpu'
         if event['devices'] > 1 and self._pack == AUTO:
             self._pack = 'dispatched'
         if event['platform'] != 'cpu' and self._slots[0] is None:
@@ -282,10 +291,10 @@ class Queue:
 
     def _again(self) -> None:
         """What others held, once nothing else is left to do."""
-        if self._waiting or any(worker.busy for worker in self._workers):
+        if self._ready or any(worker.busy for worker in self._workers):
             return
         if time.monotonic() < self._patient_until:
-            self._waiting, self._held = self._held, []
+            self._waiting, self._held = [*self._waiting, *self._held], []
             return
         for run in self._held:
             self._progress.say(f'skipped: {run.arm}, seed {run.seed}: another process has its folder')

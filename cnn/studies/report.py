@@ -17,7 +17,7 @@ import numpy as np
 
 from cnn.studies import figures, page, tables, tradeoff
 from cnn.studies.canvas import DARK, LIGHT, Theme
-from cnn.studies.findings import Finding, answer, find, spoken
+from cnn.studies.findings import Finding, answer, find, listed, spoken
 from cnn.studies.page import Section
 from cnn.studies.results import Results
 from cnn.studies.statistics import FEWEST_FOR_BOOTSTRAP
@@ -87,8 +87,10 @@ def sections(results: Results, findings: Sequence[Finding], commands: Sequence[s
     better = 'more' if results.sign > 0 else 'less'
     splits = sorted({outcome.split for outcome in results.outcomes if outcome.split})
     of = f' ({", ".join(splits)})' if splits else ''
+    also = listed(map(spoken, results.study.also)) if results.study.also else ''
+    beside = f' {also.capitalize()}: shown beside it, and not compared.' if also else ''
     parts = [
-        Section('Arms', f'{metric.capitalize()}{of}; {better} is better.', tables.arms(results, findings)),
+        Section('Arms', f'{metric.capitalize()}{of}; {better} is better.{beside}', tables.arms(results, findings)),
         Section('Differences', EFFECTS, tables.differences(findings), picture='effects'),
         Section('Curves', CURVES, picture='curves'),
         Section('Cost', COST, tables.costs(findings), picture='costs'),
@@ -124,7 +126,15 @@ def notes(results: Results) -> tuple[str, ...]:
         )
     texts.append('Missing runs are left out of every mean and named where the mean stands; nothing takes their place.')
     if results.outcomes and any(outcome.seconds for outcome in results.outcomes):
-        texts.append('Device seconds are the time of a run times the devices that it had.')
+        texts.append(
+            'Device seconds are the time of a run times the devices that it had, or its share of them; of an arm the '
+            'median, since the first run of a process compiles for those that follow.'
+        )
+    if any(outcome.peak_memory for outcome in results.outcomes):
+        texts.append(
+            'Peak memory is that of the fullest device, on a CPU of the process, and of an arm the largest; it is '
+            'known of runs whose process did nothing else.'
+        )
     if results.costs:
         texts.append('Multiply-adds are of one example, forward, in convolutions and matrix products.')
     return tuple(texts)
@@ -200,12 +210,13 @@ def _escaped(text: str) -> str:
 
 def runs_csv(results: Results) -> str:
     """A row for each run: its metrics, the study's first, in full precision."""
-    metrics = dict.fromkeys([results.study.metric, *(name for o in results.outcomes for name in o.metrics)])
-    outcomes = [outcome for arm in results.study.arms for outcome in results.of(arm.name)]
+    study = results.study
+    metrics = dict.fromkeys([study.metric, *study.also, *(name for o in results.outcomes for name in o.metrics)])
+    outcomes = [outcome for arm in study.arms for outcome in results.of(arm.name)]
     return _csv(
         {'arm': outcome.arm, 'seed': outcome.seed, 'status': outcome.status}
         | {name: outcome.metrics.get(name) for name in metrics}
-        | {'device_seconds': outcome.seconds, 'examples_per_second': outcome.examples_per_second}
+        | {'device_seconds': outcome.seconds, 'examples_per_device_second': outcome.examples_per_second}
         | {'peak_memory': outcome.peak_memory, 'split': outcome.split, 'code': outcome.record.get('code')}
         | {'folder': outcome.folder, 'error': outcome.error}
         for outcome in outcomes
@@ -238,10 +249,14 @@ def _arm_row(finding: Finding) -> dict[str, object]:
         'p_holm': difference.adjusted if difference else None,
         'verdict': finding.verdict,
         'device_seconds': finding.seconds,
-        'examples_per_second': finding.examples_per_second,
+        'examples_per_device_second': finding.examples_per_second,
         'parameters': cost.parameters if cost else None,
         'multiply_adds': cost.multiply_adds if cost else None,
         'peak_memory': finding.peak_memory,
+    } | {
+        f'{name}_{what}': value
+        for name, of in finding.also.items()
+        for what, value in (('seeds', of.count), ('mean', of.mean), ('low', of.low), ('high', of.high))
     }
 
 

@@ -1,7 +1,8 @@
 """What the runs of a study left in their folders, by arm and seed, with those that are missing by name.
 
 The folders are read anew each time: nothing else knows what is done. See cnn/training/records.py for what they hold;
-of DONE.json `devices` (how many the run had to itself) and `peak_memory` (bytes) are read where they are.
+what it cost is told by `devices` (how many it had to itself, as a share where runs go side by side) and `peak_memory`
+(bytes, where it is known) of DONE.json.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -46,7 +48,7 @@ class Outcome:
     error: str | None = None  # what failed or is damaged
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the last split, once the run is done
     seconds: float | None = None  # times the devices it had
-    examples_per_second: float | None = None
+    examples_per_second: float | None = None  # on each of its devices
     peak_memory: int | None = None  # bytes
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # run.json
     rows: tuple[Mapping[str, Any], ...] = ()  # of metrics.jsonl, once the run is done
@@ -88,14 +90,14 @@ class Results:
         """An arm's outcomes, by seed."""
         return sorted((outcome for outcome in self.outcomes if outcome.arm == arm), key=lambda outcome: outcome.seed)
 
-    def value(self, outcome: Outcome) -> float | None:
-        """The study's metric; None for what is not done, or is no number."""
-        value = outcome.metrics.get(self.study.metric, math.nan)
+    def value(self, outcome: Outcome, metric: str | None = None) -> float | None:
+        """The study's metric, or another one; None for what is not done, or is no number."""
+        value = outcome.metrics.get(metric or self.study.metric, math.nan)
         return value if math.isfinite(value) else None
 
-    def values(self, arm: str) -> dict[int, float]:
-        """The study's metric by seed, where there is one."""
-        pairs = ((outcome.seed, self.value(outcome)) for outcome in self.of(arm))
+    def values(self, arm: str, metric: str | None = None) -> dict[int, float]:
+        """The study's metric, or another one, by seed, where there is one."""
+        pairs = ((outcome.seed, self.value(outcome, metric)) for outcome in self.of(arm))
         return {seed: value for seed, value in pairs if value is not None}
 
     def missing(self, arm: str) -> list[Outcome]:
@@ -119,7 +121,7 @@ def collect(
 ) -> Results:
     """Reads the folders of the runs; an arm that lacks a seed which another one has gets a run to do.
 
-    Raises InputError where the finished runs do not measure the study's metric.
+    Raises InputError where the finished runs do not measure the study's metrics.
     """
     return _complete(study, [read(run.arm, run.seed, pathlib.Path(run.folder)) for run in runs], direction, costs or {})
 
@@ -130,8 +132,9 @@ def _complete(study: Study, found: Iterable[Outcome], direction: str, costs: Map
     for arm, seed in itertools.product((arm.name for arm in study.arms), seeds):
         outcomes.setdefault((arm, seed), Outcome(arm, seed, folder=None))
     for outcome in outcomes.values():
-        if outcome.status == DONE and study.metric not in outcome.metrics:
-            raise nearest('metric', study.metric, outcome.metrics)
+        for metric in (study.metric, *study.also) if outcome.status == DONE else ():
+            if metric not in outcome.metrics:
+                raise nearest('metric', metric, outcome.metrics)
     return Results(study, direction, seeds, tuple(outcomes.values()), costs)
 
 
@@ -142,11 +145,12 @@ def read(arm: str, seed: int, folder: pathlib.Path) -> Outcome:
         failed = read_json(folder / 'FAILED.json')
         if done:
             rows = read_rows(folder / 'metrics.jsonl')
+            devices = done.get('devices') or _devices(record or {})
             return Outcome(
                 arm, seed, folder, DONE, None,
                 metrics={name: float(value) for name, value in done['metrics'].items()},
-                seconds=done['seconds'] * (done.get('devices') or _devices(record or {})),
-                examples_per_second=done['examples_per_second'],
+                seconds=done['seconds'] * devices,
+                examples_per_second=done['examples_per_second'] / devices,
                 peak_memory=done.get('peak_memory'),
                 record=record or {},
                 rows=tuple(rows),
@@ -170,30 +174,40 @@ def _at(record: Any, path: str) -> Any:
     return record
 
 
-def from_folders(paths: Sequence[pathlib.Path], metric: str | None = None) -> Results:
+def from_folders(paths: Sequence[pathlib.Path], metric: str | None = None, *also: str) -> Results:
     """The run folders at and below the paths as a study: those that differ in the seed alone are one arm.
 
     The arms bear the fields in which they differ; the first one, in the order of paths and of names within them, is
-    the baseline. The metric is the one that chose the best checkpoint, or the task's first. Raises InputError where
-    there are no runs, where two are the same, or where tasks differ.
+    the baseline. The metric is the one that chose the best checkpoint, or the task's first; `also` are shown beside
+    it. Raises InputError where there are no runs, where two are the same, or where tasks differ.
     """
     folders = [file.parent for path in paths for file in sorted(pathlib.Path(path).rglob('run.json'))]
     folders = list({folder.resolve(): folder for folder in folders}.values())
     if not folders:
         raise InputError(f'{", ".join(map(str, paths))}: no run folder there; a run folder has a run.json')
-    configs = [{**_flat(to_dict(Experiment())), **_flat(read_json(path / 'run.json')['config'])} for path in folders]
+    configs = [_config(path) for path in folders]
     names, values = _arm_names(configs)
     runs: dict[tuple[str, int], pathlib.Path] = {}
     for folder, name, config in zip(folders, names, configs, strict=True):
         other = runs.setdefault((name, config['seed']), folder)
         if other != folder:
             raise InputError(f'{other} and {folder}: the same configuration and seed; move one of them away')
-    metric, direction = _metric(configs, metric)
+    metric, direction = _metric(configs, metric, also)
     arms = tuple(Arm(name, values[name]) for name in dict.fromkeys(names))
     seeds = {config['seed'] for config in configs}
     question = f'What do the runs in {", ".join(map(str, paths))} show?'
-    study = Study(question, '', arms, arms[0].name, len(seeds), metric)
+    study = Study(question, '', arms, arms[0].name, len(seeds), metric, also, seeded=_seeded(configs))
     return _complete(study, [read(arm, seed, folder) for (arm, seed), folder in runs.items()], direction, {})
+
+
+def _config(folder: pathlib.Path) -> dict[str, Any]:
+    """The fields of a run; of one that starts from a study's run with its own seed, that run's arm as `init_from`."""
+    record = read_json(folder / 'run.json')
+    if not isinstance(_at(record, 'config.task.name'), str):
+        raise InputError(f'{folder}: run.json is no record of a run; leave that folder out')
+    config = {**_flat(to_dict(Experiment())), **_flat(record['config'])}
+    named = re.fullmatch(rf'(.+)-{config["seed"]}-[0-9a-f]{{12}}', pathlib.Path(config['init_from'] or '').name)
+    return {**config, 'init_from': named[1]} if named else config
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -213,7 +227,7 @@ def _arm_names(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[st
         return json.dumps(value, sort_keys=True)
 
     absent = object()
-    paths = dict.fromkeys(path for config in configs for path in config if path not in NO_ARM)
+    paths = dict.fromkeys(path for config in configs for path in config if path not in (*NO_ARM, *_seeded(configs)))
     differing = [path for path in paths if len({text(config.get(path, '-')) for config in configs}) > 1]
     shared = [path for path in differing if all(path in config for config in configs)]
 
@@ -238,32 +252,45 @@ def _arm_names(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[st
     return names, values
 
 
-def _metric(configs: Sequence[Mapping[str, Any]], metric: str | None) -> tuple[str, str]:
+def _seeded(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The fields that are the seed in every run."""
+
+    def follows(path: str) -> bool:
+        return all(type(config.get(path)) is int and config[path] == config['seed'] for config in configs)
+
+    return tuple(path for path in configs[0] if follows(path))
+
+
+def _metric(configs: Sequence[Mapping[str, Any]], metric: str | None, also: Sequence[str]) -> tuple[str, str]:
     """The metric that decides and its direction. Raises InputError where the runs do not agree."""
     names = {config['task.name'] for config in configs}
     if len(names) > 1:
         raise InputError(f'the runs are of several tasks ({", ".join(sorted(names))}); report one at a time')
-    directions = tasks.task_class(names.pop()).directions
+    directions: dict[str, str] = {}
+    for config in configs:
+        options = {path.removeprefix('task.options.'): config[path] for path in config if 'task.options.' in path}
+        directions |= tasks.build(config['task.name'], **options).directions
     chosen = {config['eval.metric'] or next(iter(directions)) for config in configs}
     if metric is None and len(chosen) > 1:
         raise InputError(f'the runs chose by several metrics ({", ".join(sorted(chosen))}); say which with --metric')
     name = metric or chosen.pop()
-    if name not in directions:
-        raise nearest('metric', name, directions)
+    for known in (name, *also):
+        if known not in directions:
+            raise nearest('metric', known, directions)
     return name, directions[name]
 
 
 def environment(results: Results) -> dict[str, dict[str, list[Outcome]]]:
     """Code, devices and packages: name -> version -> the runs that had it; data by split and arm where they differ.
 
-    A run that went on with other code or packages counts with both.
+    A run that went on with other code or packages counts with both. Data that a seed draws differ as they shall.
     """
     found: dict[str, dict[str, list[Outcome]]] = {}
     for outcome in results.outcomes:
         for name, version in _versions(outcome):
             found.setdefault(name, {}).setdefault(version, []).append(outcome)
     data: dict[str, dict[str, list[Outcome]]] = {}
-    for outcome in results.outcomes:
+    for outcome in results.outcomes if 'data.split_seed' not in results.study.seeded else ():
         for split, digest in outcome.record.get('data', {}).items():
             data.setdefault(f'data of {outcome.arm}, {split}', {}).setdefault(digest[:12], []).append(outcome)
     return found | {name: versions for name, versions in data.items() if len(versions) > 1}

@@ -98,7 +98,9 @@ def execute(
     """
     with _only_launcher(plan.root):
         jobs = slurm_jobs.find(plan.root)
-        idle = [run for run in plan.runs if not done(run) and not underway(run, jobs)]
+        if later := sum(map(_waits, plan.runs)):
+            print(f'{later} runs start from others, which are not done; then the same command submits them')
+        idle = [run for run in plan.runs if not done(run) and not underway(run, jobs) and not _waits(run)]
         for line in failures((run for run in idle if run.folder.name in jobs or _failed(run).exists()), jobs):
             print(f'once more: {line}')
         packs = list(_packs(idle, settings.runs))
@@ -116,6 +118,8 @@ def execute(
             if summary(plan.runs, jobs) != said:
                 said = summary(plan.runs, jobs)
                 print(said, flush=True)
+            if ended and wait and any(run.start and not _waits(run) and run.folder.name not in jobs for run in left):
+                return execute(plan, settings, wait, strategy, command)
             if ended:
                 return failures(left, jobs)
             if not wait:
@@ -134,6 +138,11 @@ def _packs(runs: Iterable[Run], largest: int) -> Iterator[list[Run]]:
     for group in groups.values():
         for begin in range(0, len(group), largest):
             yield group[begin : begin + largest]
+
+
+def _waits(run: Run) -> bool:
+    """Whether it starts from a run that is not done."""
+    return run.start is not None and not (run.start / 'DONE.json').exists()
 
 
 def _failed(run: Run) -> pathlib.Path:

@@ -42,12 +42,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1, l
 def arms(results: Results, findings: Sequence[Finding]) -> Table | None:
     """What each arm measured."""
     decimals = places(finding.summary for finding in findings)
-    rows = []
+    header = ['arm', 'seeds', spoken(results.study.metric), 'standard deviation', '95 % interval']
+    rows: list[list[Any]] = []
     for finding in findings:
         summary = finding.summary
         figures = number(summary.mean, decimals), number(summary.deviation, decimals)
         rows.append([finding.arm, seeds(finding), *figures, interval(summary, decimals)])
-    return table(['arm', 'seeds', spoken(results.study.metric), 'standard deviation', '95 % interval'], rows)
+    for name in results.study.also:
+        header += [spoken(name), '95 % interval']
+        decimals = places(finding.also[name] for finding in findings)
+        for row, finding in zip(rows, findings, strict=True):
+            row += [mean(finding.also[name], decimals, finding.summary.count), interval(finding.also[name], decimals)]
+    return table(header, rows)
 
 
 def differences(findings: Sequence[Finding]) -> Table | None:
@@ -87,6 +93,12 @@ def seeds(finding: Finding) -> Cell:
     return Cell(f'{finding.summary.count} of {finding.planned}, without {which}', loud=True)
 
 
+def mean(summary: Summary, decimals: int, count: int) -> Cell:
+    """The mean, loud where it is not of so many seeds."""
+    few = summary.count < count
+    return Cell(number(summary.mean, decimals) + (f' ({summary.count} of {count} seeds)' if few else ''), loud=few)
+
+
 def interval(summary: Summary, decimals: int) -> str:
     """From and to; empty where there is none."""
     ends = number(summary.low, decimals), number(summary.high, decimals)
@@ -97,7 +109,11 @@ def costs(findings: Sequence[Finding]) -> Table | None:
     """What each arm costs; columns of which nothing is known are left out."""
     columns: list[tuple[str, Callable[[Finding], float], Callable[[float], str]]] = [
         ('device seconds of a run', lambda f: f.seconds, lambda x: f'{x:,.1f}'),
-        ('examples per second', lambda f: f.examples_per_second, lambda x: f'{x:,.0f}' if x >= 100 else f'{x:.3g}'),
+        (
+            'examples per device second',
+            lambda f: f.examples_per_second,
+            lambda x: f'{x:,.0f}' if x >= 100 else f'{x:.3g}',
+        ),
         ('parameters', lambda f: f.cost.parameters if f.cost else math.nan, lambda x: f'{x:,.0f}'),
         ('multiply-adds', lambda f: f.cost.multiply_adds if f.cost else math.nan, lambda x: f'{x:,.0f}'),
         ('peak memory, MiB', lambda f: f.peak_memory, lambda x: f'{x / 2**20:,.0f}'),
@@ -139,10 +155,11 @@ def overrides(results: Results) -> Table | None:
     def text(value: object) -> str:
         return 'none' if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
-    rows = [
-        [arm.name, ', '.join(f'{path}={text(value)}' for path, value in arm.overrides.items()) or 'the base as it is']
-        for arm in results.study.arms
-    ]
+    rows = []
+    for arm in results.study.arms:
+        changes = [f'{path}={text(value)}' for path, value in arm.overrides.items()]
+        changes += [f'init_from=the run of {arm.start!r}'] if arm.start else []
+        rows.append([arm.name, ', '.join(changes) or 'the base as it is'])
     return table(['arm', 'differs from the base in'], rows if results.study.base else [], left=2)
 
 
@@ -194,4 +211,4 @@ def recorded_commands(results: Results) -> list[str]:
         histories = [outcome.record.get('history') for outcome in results.of(arm.name)]
         given = [history[0]['command'] for history in histories if history and history[0].get('command')]
         commands += [shlex.join(['python', 'launch.py', *given[0][1:]])] if given else []
-    return commands
+    return list(dict.fromkeys(commands))

@@ -89,6 +89,8 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
             end('done', name, metrics=result['metrics'], seconds=result['seconds'])
 
     packed: dict[str, Run] = {}
+    meshes: dict[str, Mesh] = {}
+    share = job.get('devices', 1.0)  # of each device of this process
     for place, run in enumerate(runs):
         name = run['folder']
         try:
@@ -99,9 +101,8 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
             (folder.path / 'FAILED.json').unlink(missing_ok=True)
             config = configuration.from_dict(run['config'])
             mesh = _mesh(config, place, job['strategy'])
-            folder.devices = job.get('devices', 1.0) / len(runs) if len(runs) > 1 or 'devices' in job else None
             begun = training(config, sources.spec(config.data), mesh, folder, job.get('command', sys.argv))
-            packed[name] = _followed(begun, name, say, finish)
+            packed[name], meshes[name] = _followed(begun, name, say, finish), mesh
         except FolderInUse:
             say('held', folder=name)
         except Exception as error:
@@ -109,9 +110,12 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
 
     def measured(seconds: Mapping[str, float], strategy: str) -> None:
         say('measured', seconds=seconds, runs=len(packed), strategy=strategy)
-        for folder in folders.values() if strategy == NONE else ():
-            folder.devices = job.get('devices')
+        for name, folder in folders.items() if strategy == NONE else ():
+            folder.devices = share * meshes[name].size
 
+    for name, mesh in meshes.items():
+        beside = sum(mesh.devices.flat[0] in other.devices for other in meshes.values())
+        folders[name].devices = share * mesh.size / beside
     try:
         pack.train(list(packed.values()), job['strategy'], measured)
     except Exception as error:  # in a step that was done for all

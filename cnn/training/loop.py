@@ -144,5 +144,5 @@ def training(
         result = {'step': total, 'best_step': best_step, 'metrics': metrics, **recorder.totals()}
     for name, draw in pictures.items():
         folder.picture(name, draw)
-    folder.finish(result)
+    folder.finish(result, mesh)
     return result

@@ -8,7 +8,8 @@ checkpoints/     see checkpoints.py
 notes_SPLIT.txt  what the data set left out or changed, such as boxes that reach outside their pictures
 unreadable.txt   a line for each example that could not be read: its file and the reason
 curves.png, ...  pictures, once the run is done
-DONE.json        step, best step, metrics, seconds, examples per second, the share of time that steps waited for data
+DONE.json        step, best step, metrics, seconds, examples per second, the share of time that steps waited for data,
+                 how many devices the run had to itself, and its peak of memory where that is known
 """
 
 import contextlib
@@ -28,11 +29,13 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from cnn import config as configuration
 from cnn import pictures
 from cnn.config import Experiment, InputError, RunFailed
+from cnn.training import sharding
 
 T = TypeVar('T')
 PACKAGES = (
@@ -48,6 +51,9 @@ PACKAGES = (
     'simplejpeg',
     'ml_collections',
 )
+
+
+_OPENED: list[pathlib.Path] = []  # the folders of all runs of this process
 
 
 class FolderInUse(InputError):
@@ -67,6 +73,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], pictures: bool = True):
         self.path, self._pictures = pathlib.Path(path), pictures
         self.devices: float | None = None  # how many the run has to itself, where not all of its mesh
+        self._whole = False  # this process does the run from its beginning
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / 'lock', 'a')  # noqa: SIM115  (held as long as the process lives)
@@ -79,6 +86,7 @@ class RunFolder:
             raise FolderInUse(
                 f'--workdir={self.path}: another process is running there; wait or choose another'
             ) from None
+        _OPENED.append(self.path)
 
     def close(self) -> None:
         """Lets others write there."""
@@ -102,6 +110,7 @@ class RunFolder:
         }
         environment = {'code': code_revision(), 'packages': package_versions(), 'devices': device_names()}
         if record is None:
+            self._whole = True
             record = {'config': configuration.to_dict(config), 'data': data, **environment, 'history': []}
         else:
             entry['changed'] = self._changes(record, config, data, environment)
@@ -122,7 +131,7 @@ class RunFolder:
         """What differs from the record, as name: [then, now]."""
         changes = configuration.differences(configuration.from_dict(record['config']), config)
         for path, (old, new) in changes.items():
-            if path not in configuration.RESUMABLE:
+            if path not in configuration.RESUMABLE and not (path == 'init_from' and self._moved_with(old, new)):
                 raise InputError(
                     f'--workdir={self.path}: holds a run with config.{path}={old!r}, not {new!r}; choose another folder'
                 )
@@ -132,6 +141,11 @@ class RunFolder:
                 raise InputError(f'--workdir={self.path}: {what} changed since the run began')
         now = {name: [record[name], value] for name, value in environment.items() if record[name] != value}
         return {**{f'config.{path}': list(pair) for path, pair in changes.items()}, **now}
+
+    def _moved_with(self, old: str | None, new: str | None) -> bool:
+        """Whether a run that lies beside this one is meant, where the folder of both has another name now."""
+        then, now = pathlib.Path(old or ''), pathlib.Path(new or '')
+        return then.name == now.name and now.resolve().parent == self.path.resolve().parent
 
     def truncate(self, step: int) -> None:
         """Forgets the rows after a step, and a row cut off in the middle."""
@@ -166,11 +180,15 @@ class RunFolder:
         if lines:
             _write(self.path / f'notes_{split}.txt', ''.join(lines))
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Draws the curves and writes DONE.json, the last thing that a run does."""
+    def finish(self, result: dict[str, Any], mesh: Mesh) -> None:
+        """Draws the curves and writes DONE.json, the last thing that a run does.
+
+        Devices and processes know the peak of all that they did: it is a run's own where that did nothing else.
+        """
         self.picture('curves', lambda: pictures.curves(read_rows(self.path / 'metrics.jsonl')))
-        share = {} if self.devices is None else {'devices': self.devices}
-        write_json(self.path / 'DONE.json', {**result, **share})
+        devices = mesh.size if self.devices is None else self.devices
+        peak = {'peak_memory': sharding.peak_memory(mesh)[0]} if self._whole and len(_OPENED) == 1 else {}
+        write_json(self.path / 'DONE.json', {**result, 'devices': devices, **peak})
 
 
 class Recorder:

@@ -1,5 +1,7 @@
-"""The mesh of devices, and which part of what lies where."""
+"""The mesh of devices, which part of what lies where, and how much at most."""
 
+import resource
+import sys
 from typing import Any
 
 import jax
@@ -53,6 +55,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis divided over all devices."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def peak_memory(mesh: Mesh) -> tuple[int, str]:
+    """Most bytes in use so far, and of what: the fullest device, or this process where devices don't say."""
+    stats = [device.memory_stats() for device in mesh.devices.flat]
+    if all(stats):
+        return max(stat['peak_bytes_in_use'] for stat in stats), 'fullest device'
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'process'
 
 
 def state_sharding(mesh: Mesh, state: Any) -> Any:

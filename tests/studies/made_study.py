@@ -98,8 +98,10 @@ def small_results(root, values, *, metric='accuracy', direction='max', effect=No
         for seed, value in enumerate(of):
             folder = root / f'{index}-{seed}'
             status = 'to do' if value is None else 'done'
-            write_run(folder, seed, {metric: value}, rows=fields.get('rows', ()), status=status)
+            measured = {metric: value} | dict.fromkeys(fields.get('also', ()), -1.0)
+            write_run(folder, seed, measured, rows=fields.get('rows', ()), status=status)
             runs.append(Run(arm, seed, folder))
     arms = [Arm(arm, against=(against or {}).get(arm)) for arm in values]
-    study = Study('Does it help?', 'experiments/digits.py', arms, next(iter(values)), metric=metric, effect=effect)
+    base, baseline, also = 'experiments/digits.py', next(iter(values)), fields.get('also', ())
+    study = Study('Does it help?', base, arms, baseline, metric=metric, also=also, effect=effect)
     return collect(study, runs, direction)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -26,6 +27,20 @@ def test_differences_pair_the_seeds_that_both_have(tmp_path):
     assert finding.difference.summary.count == 2
     assert finding.difference.summary.mean == pytest.approx((0.2 + 0.1) / 2)
     assert (finding.summary.count, finding.planned, [o.seed for o in finding.missing]) == (3, 4, [0])
+
+
+def test_further_metrics_are_summarized_by_themselves_and_costs_are_medians(tmp_path):
+    results = small_results(tmp_path, {'a': [0.1, 0.3, 0.2]}, also=('loss',))
+    values = {0: 1.0, 1: 3.0, 2: math.inf}
+    outcomes = [
+        dataclasses.replace(
+            outcome, metrics={**outcome.metrics, 'loss': values[outcome.seed]}, seconds=2.0**outcome.seed
+        )
+        for outcome in results.outcomes
+    ]
+    [finding] = find(dataclasses.replace(results, outcomes=tuple(outcomes)))
+    assert (finding.also['loss'].mean, finding.also['loss'].count, finding.summary.count) == (2.0, 2, 3)
+    assert finding.seconds == 2.0
 
 
 def test_p_is_corrected_for_all_comparisons_of_the_study_those_that_lack_runs_too(tmp_path):
@@ -85,11 +100,13 @@ def test_the_answer_of_one_comparison(tmp_path):
     assert text.startswith(
         "No difference in accuracy between 'residual' and 'plain' can be shown with 8 seeds (+0.0002"
     )
-    assert 'seeds at least' not in text
-    assert 'seeds at least' not in answered(tmp_path / '6', {'plain': EIGHT[:6], 'residual': up(0.0, 6)})
+    assert 'at least' not in text
+    assert 'at least' not in answered(tmp_path / '6', {'plain': EIGHT[:6], 'residual': up(0.0, 6)})
     text = answered(tmp_path / '4', {'plain': EIGHT[:4], 'residual': up(0.03, 4)})
-    assert 'No difference' in text
-    assert text.endswith('p = .125); one comparison needs 6 seeds at least.')
+    assert text.startswith(
+        "4 seeds are too few to show a difference in accuracy between 'residual' and 'plain' (+0.0300, "
+    )
+    assert text.endswith(', p = .125); one comparison needs 6 at least.')
 
 
 def test_the_answer_of_several_names_the_best_first_and_those_of_which_nothing_is_shown(tmp_path):
@@ -110,8 +127,13 @@ def test_the_answer_says_when_so_few_seeds_can_show_nothing(tmp_path):
     values = {'a': EIGHT} | {name: up(0.03) for name in 'bcdefgh'}
     text = answered(tmp_path, values, effect=0.05)
     assert text == (
-        'No difference in accuracy can be shown with 8 seeds in any of 7 comparisons, 7 of which are surely smaller '
-        'than 0.05; 7 comparisons in all need 9 seeds at least.'
+        '8 seeds are too few to show a difference in accuracy in any of 7 comparisons (95 % intervals: 7 within the '
+        '0.05 that would matter); 7 comparisons need 9 at least.'
+    )
+    noise = {'a': EIGHT, 'b': up(0.0), 'c': EIGHT[::-1], 'd': [0.5, *EIGHT[1:]]}
+    assert answered(tmp_path / 'x', noise, effect=0.01) == (
+        'No difference in accuracy in any of 3 comparisons can be shown with 8 seeds (95 % intervals: 1 within, '
+        '2 across the 0.01 that would matter).'
     )
 
 
@@ -133,7 +155,7 @@ def test_the_answer_where_there_is_nothing_to_compare(tmp_path):
     assert re.fullmatch(r"'a' has accuracy 0\.901 \(95 % .*, 8 seeds\); there is nothing to compare it with\.", text)
     text = answered(tmp_path / '3', {'a': [0.5, None], 'b': [None, 0.5]})
     assert ': no arm has a seed in common with the one that it is compared with, so nothing can be compared.' in text
-    assert 'p = 1' in answered(tmp_path / '4', {'a': [0.5], 'b': [0.6]})
+    assert 'p = 1); one comparison needs' in answered(tmp_path / '4', {'a': [0.5], 'b': [0.6]})
 
 
 def test_figures_have_two_digits_of_their_interval():

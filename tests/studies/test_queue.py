@@ -208,13 +208,21 @@ def made_plan(tmp_path, compilations, done=()):
         status = 'done' if seed in done else 'to do'
         runs.append(
             types.SimpleNamespace(
-                arm='a', seed=seed, config=config, folder=tmp_path / str(seed), compilation=compilation, status=status
+                arm='a',
+                seed=seed,
+                config=config,
+                folder=tmp_path / str(seed),
+                compilation=compilation,
+                status=status,
+                start=None,
+                outcome=types.SimpleNamespace(metrics={'accuracy': 0.5}),
             )
         )
     study = Study('Why?', 'base.py', [Arm('a')], 'a')
     left = [run for run in runs if run.status != 'done']
     form = types.SimpleNamespace(arm=study.arm('a'), steps=10)
-    return types.SimpleNamespace(study=study, runs=runs, left=left, forms=[form])
+    seconds = {'a': 10.0}, 'guessed'
+    return types.SimpleNamespace(study=study, runs=runs, left=left, forms=[form], seconds=lambda: seconds)
 
 
 @pytest.fixture
@@ -228,7 +236,10 @@ def play(monkeypatch, tmp_path):
             def __init__(self, place, devices, events, say):
                 self.place, self.devices, self.events = place, devices, events
                 self.settings, self.compilation, self.busy, self.runs, self.tail = None, '', False, {}, []
-                self.begun = False
+                self.begun = self.computes_on_cores = False
+
+            def keep_to(self, cores):
+                self.cores = cores
 
             def put(self, event, **details):
                 self.events.put((self, {'event': event, **details}))
@@ -347,6 +358,65 @@ def test_a_folder_that_another_process_has_is_left_until_the_end_and_skipped(pla
     assert [seeds for seeds, _, _ in jobs] == [[0], [1], [2], [1]]
 
 
+def starting(tmp_path, starts, **fields):
+    """A plan of one run for each entry, that starts from the run of that number."""
+    plan = made_plan(tmp_path, fields.pop('compilations', 'x' * len(starts)), **fields)
+    for run, start in zip(plan.runs, starts, strict=True):
+        run.start = None if start is None else tmp_path / str(start)
+    return plan
+
+
+def test_a_run_waits_for_the_one_that_it_starts_from(play, tmp_path):
+    jobs, run = play(starting(tmp_path, [2, 0, None, None]), lambda seed, job: 'done')
+    assert run() == []
+    order = [seed for seeds, _, _ in jobs for seed in seeds]
+    assert order[0] == 2  # the first that can go alone
+    assert sorted(order) == [0, 1, 2, 3]
+    assert order.index(0) < order.index(1)
+    jobs, run = play(
+        starting(tmp_path, [None, None, None, 1, 1, 1], done=[0]), lambda seed, job: 'done', pack='vmapped'
+    )
+    run()
+    assert [(seeds, strategy) for seeds, strategy, _ in jobs] == [
+        ([1, 2], 'vmapped'),
+        ([3, 4], 'vmapped'),
+        ([5], 'none'),
+    ]
+    jobs, run = play(starting(tmp_path, [None, None, 1], done=[1]), lambda seed, job: 'done')
+    run()
+    assert sorted(seeds for seeds, _, _ in jobs) == [[0], [2]]
+
+
+def test_what_starts_from_a_run_that_failed_is_not_begun(play, tmp_path, capsys):
+    plan = starting(tmp_path, [None, None, 1, 2, None])
+    jobs, run = play(plan, lambda seed, job: 'diverged' if seed == 1 else 'done', keep_going=True)
+    assert [failure.run.seed for failure in run()] == [1]
+    assert sorted(seeds for seeds, _, _ in jobs) == [[0], [1], [4]]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('not begun')]
+    assert said == [
+        f'not begun: a, seed {seed + 1}: starts from {tmp_path / str(seed)}, which is not done' for seed in (1, 2)
+    ]
+
+
+def test_what_starts_from_a_run_that_another_process_has_waits_for_that_too(play, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, 'PATIENCE', 30)
+    jobs, run = play(starting(tmp_path, [None, None, 1]), lambda seed, job: 'held' if job == 2 else 'done', workers=1)
+    assert run() == []
+    assert [seeds for seeds, _, _ in jobs] == [[0], [1], [1], [2]]
+    monkeypatch.setattr(queue, 'PATIENCE', 0)
+    jobs, run = play(starting(tmp_path, [None, None, 1]), lambda seed, job: 'held' if seed == 1 else 'done', workers=1)
+    assert run() == []
+    assert 'not begun: a, seed 2' in capsys.readouterr().out
+
+
+def test_a_process_is_given_up_for_what_can_begin_not_for_what_waits(play, tmp_path):
+    plan = starting(tmp_path, [None, None, 1, 2], compilations='xyxy')
+    plan.runs[1].config.deterministic = plan.runs[3].config.deterministic = True
+    jobs, run = play(plan, lambda seed, job: 'done', workers=1)
+    assert run() == []
+    assert [seeds for seeds, _, _ in jobs] == [[0], [1], [2], [3]]
+
+
 def test_runs_that_are_done_make_a_first_one_needless(play, tmp_path):
     jobs, run = play(made_plan(tmp_path, 'xxx', done=[0]), lambda seed, job: 'done')
     run()
@@ -385,3 +455,56 @@ def test_gpus_are_shared_out_as_runs_want_them(monkeypatch, tmp_path):
     assert workers.slots(plan, None) == ['0,1', '2,3']
     monkeypatch.setattr(workers, 'gpus', list)
     assert workers.slots(plan, 3) == [None] * 3
+
+
+def test_cores_are_shared_anew_whenever_a_worker_begins_or_ends(monkeypatch, play, tmp_path):
+    shared = []
+    monkeypatch.setattr(queue, 'share_cores', lambda busy: shared.append(len(busy)))
+    _, run = play(made_plan(tmp_path, 'xxxxxx'), lambda seed, count: 'done', workers=2, pack='none')
+    assert not run()
+    assert shared[0] == 1
+    assert max(shared) == 2
+    assert shared[-1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='this system does not say where threads run')
+def test_busy_workers_on_a_cpu_have_cores_of_their_own(monkeypatch):
+    cores = os.sched_getaffinity(0)
+    code = 'import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print(flush=True)'
+    sleepers = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE) for _ in range(2)]
+    made = []
+    for sleeper in sleepers:
+        sleeper.stdout.readline()
+        worker = workers.Worker.__new__(workers.Worker)
+        worker.__dict__ |= {'_process': sleeper, '_cores': None, 'computes_on_cores': True}
+        made.append(worker)
+
+    def kept():
+        """The cores of each worker, of all of its threads."""
+        found = [{frozenset(os.sched_getaffinity(int(task))) for task in tasks(sleeper)} for sleeper in sleepers]
+        assert [len(sets) for sets in found] == [1, 1]
+        return [set(next(iter(sets))) for sets in found]
+
+    def tasks(sleeper):
+        names = os.listdir(f'/proc/{sleeper.pid}/task')
+        assert len(names) == 2
+        return names
+
+    try:
+        workers.share_cores(made)
+        first, second = kept()
+        assert len(first) == len(second) == max(1, len(cores) // 2) or len(cores) == 1
+        assert not first & second or len(cores) == 1
+        workers.share_cores(made[1:])
+        assert kept()[1] == cores
+        made[0].computes_on_cores = False  # of a GPU, or not yet started
+        workers.share_cores(made)
+        assert kept()[1] == cores
+        monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {min(cores)}, raising=True)
+        made[0].computes_on_cores = True
+        workers.share_cores(made)
+        monkeypatch.undo()
+        assert kept() == [{min(cores)}] * 2  # fewer cores than workers: all have them all
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()

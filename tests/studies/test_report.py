@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 from made_study import ARMS, FAILING, made_study, small_results
+from matplotlib.figure import Figure
 from PIL import Image
 
-from cnn.studies import report
+from cnn.studies import figures, report
 from cnn.studies.findings import answer, find
 from cnn.studies.results import collect, from_folders
 
@@ -178,6 +179,37 @@ def test_a_complete_study_raises_no_alarm(tmp_path):
     assert '## Differences among the runs' not in text
     assert 'alarm">' not in files['report.html'].decode()
     assert 'python launch.py --config=experiments/digits.py --config.seed=0' in text  # as the runs record it
+
+
+def test_further_metrics_stand_beside_the_deciding_one_in_every_form(tmp_path):
+    results = small_results(tmp_path, {'a': [0.5, 0.6], 'b': [0.7, 0.8]}, also=('loss', 'top5_accuracy'))
+    files = {name: content.decode() for name, content in report.render(results).items() if not name.endswith('png')}
+    [header, first, _] = rows_of(files['report.md'], 'Arms')
+    assert header[4:] == ['95 % interval', 'loss', '95 % interval', 'top5 accuracy', '95 % interval']
+    assert first[-2:] == ['\u22121.000', '\u22121.000 to \u22121.000']
+    assert 'Loss and top5 accuracy: shown beside it, and not compared.' in files['report.md']
+    assert r'95 \% interval & loss & 95 \% interval & top5 accuracy & 95 \% interval & against' in files['report.tex']
+    assert '<th>loss</th>' in files['report.html']
+    [row, _] = csv.DictReader(io.StringIO(files['arms.csv']))
+    assert [row[f'loss_{what}'] for what in ('seeds', 'mean', 'low', 'high')] == ['2', '-1.0', '-1.0', '-1.0']
+    assert files['results.csv'].startswith('arm,seed,status,accuracy,loss,top5_accuracy,')
+
+
+def test_names_that_mean_something_to_matplotlib_are_drawn_as_they_are(tmp_path, monkeypatch):
+    rows = [{'step': step, 'split': 'validation', 'accuracy': 0.1 * step} for step in (1, 2)]
+    results = small_results(tmp_path, {r'$\nothing$': [0.5, 0.6], '_hidden': [0.7, 0.8]}, rows=rows)
+    assert {'curves.png', 'effects.png'} <= report.render(results).keys()
+    legend = []
+
+    def look(draw, height, theme):
+        page = Figure()
+        draw(page)
+        legend.extend(text.get_text() for text in page.legends[0].get_texts())
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(figures, 'figure', look)
+    figures.curves(results, find(results))
+    assert legend == [r'$\nothing$', '_hidden']
 
 
 def test_a_study_of_which_nothing_is_done_is_reported_and_old_pictures_go(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -70,6 +71,8 @@ def test_a_metric_that_the_runs_do_not_measure_is_refused(tmp_path):
     study = Study('Why?', 'experiments/digits.py', [Arm('a')], 'a', metric='acuracy')
     with pytest.raises(InputError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
         collect(study, [Run('a', 0, tmp_path / '0')])
+    with pytest.raises(InputError, match="unknown metric 'calibration'"):
+        collect(dataclasses.replace(study, metric='accuracy', also=('calibration',)), [Run('a', 0, tmp_path / '0')])
 
 
 def test_device_seconds_are_seconds_times_the_devices_of_the_mesh(tmp_path):
@@ -85,6 +88,7 @@ def test_device_seconds_are_seconds_times_the_devices_of_the_mesh(tmp_path):
     assert seconds('all') == 80
     assert seconds('some', data=2, fsdp=2) == 40
     assert seconds('pack', done={'devices': 1}) == 10
+    assert read('a', 0, tmp_path / 'all').examples_per_second == 900 / 8  # a device's share of 9000 in 10 seconds
 
 
 def test_the_split_that_the_metrics_are_of(tmp_path):
@@ -118,8 +122,9 @@ def test_folders_without_a_study_are_arms_by_the_fields_in_which_they_differ(tmp
     assert [o.status for o in results.missing('learning_rate=0.1')] == ['partial']
     assert [o.status for o in results.missing('learning_rate=0.2')] == ['to do']
     assert from_folders([tmp_path / 'runs'], 'accuracy').study.metric == 'accuracy'
-    with pytest.raises(InputError, match="unknown metric 'los'; did you mean 'loss'"):
-        from_folders([tmp_path / 'runs'], 'los')
+    for metrics in (['los'], ['accuracy', 'los']):
+        with pytest.raises(InputError, match="unknown metric 'los'; did you mean 'loss'"):
+            from_folders([tmp_path / 'runs'], *metrics)
 
 
 def test_options_that_not_all_networks_have_do_not_name_arms_unless_they_must(tmp_path):
@@ -146,6 +151,10 @@ def test_one_configuration_is_one_arm_and_loss_is_better_when_less(tmp_path):
 def test_folders_that_make_no_study_are_refused(tmp_path):
     with pytest.raises(InputError, match='no run folder there'):
         from_folders([tmp_path])
+    (tmp_path / 'run.json').write_text('{"config": 1}')
+    with pytest.raises(InputError, match=r'run\.json is no record of a run; leave that folder out'):
+        from_folders([tmp_path])
+    (tmp_path / 'run.json').unlink()
     write_run(tmp_path / 'a', 0, {'accuracy': 0.5})
     write_run(tmp_path / 'b', 0, {'accuracy': 0.5})
     with pytest.raises(InputError, match=r'a and .*b: the same configuration and seed'):

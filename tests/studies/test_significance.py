@@ -46,6 +46,16 @@ def test_sign_flips_are_counted_one_by_one(differences):
     assert sign_flip(differences) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_the_p_of_pairs_is_scipys_of_exchanging_them(seed):
+    values, baseline = np.random.default_rng(seed).normal([[0.5], [0.0]], 1.0, (2, 9))
+    exchanged = stats.permutation_test(
+        (values, baseline), lambda a, b, axis: a.mean(axis) - b.mean(axis),
+        permutation_type='samples', alternative='two-sided', n_resamples=np.inf, vectorized=True,
+    )  # fmt: skip
+    assert compare(values, baseline).p == pytest.approx(exchanged.pvalue)
+
+
 def test_sign_flips_of_many_values_are_drawn_and_agree_with_the_normal_limit():
     differences = np.random.default_rng(3).normal(0.3, 1, 60)
     z = abs(differences.sum()) / math.sqrt((differences**2).sum())

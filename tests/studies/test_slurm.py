@@ -66,7 +66,7 @@ def programs(tmp_path, monkeypatch):
 def plan(tmp_path):
     """Three runs of an arm."""
     root = tmp_path / 'study'
-    fields = {'arm': 'plain 8', 'config': Experiment(), 'compilation': 'plain'}
+    fields = {'arm': 'plain 8', 'config': Experiment(), 'compilation': 'plain', 'start': None}
     runs = [types.SimpleNamespace(seed=seed, folder=root / f'plain_8-{seed}-abc', **fields) for seed in range(3)]
     return types.SimpleNamespace(runs=runs, root=root)
 
@@ -260,6 +260,25 @@ def test_waiting_ends_with_the_jobs(programs, plan, capsys, monkeypatch):
     assert failure == f'plain 8, seed 2: job {name} ended as unknown; see {plan.root}/slurm/{name}/*_0_log.err'
     said = capsys.readouterr().out.splitlines()[1:]
     assert said == ['3 runs: 3 pending (Resources)', '3 runs: 3 running', '3 runs: 2 done, 1 ended: unknown']
+
+
+def test_runs_that_start_from_others_are_submitted_once_those_are_done(programs, plan, capsys, monkeypatch):
+    pytest.importorskip('submitit')
+    plan.runs[1].start = plan.runs[2].start = plan.runs[0].folder
+    for _ in range(2):
+        assert slurm.execute(plan, Settings()) is None
+        assert capsys.readouterr().out.startswith('2 runs start from others, which are not done; then the same command')
+    assert submitted(programs) == [['plain_8-0-abc']]
+
+    def do(seconds):
+        """Everything that is queued is done at once."""
+        for folder in (run for runs in submitted(programs) for run in runs):
+            leave(types.SimpleNamespace(folder=plan.root / folder), 'DONE.json')
+        (programs / 'queue').write_text('')
+
+    monkeypatch.setattr(slurm.time, 'sleep', do)
+    assert slurm.execute(plan, Settings(), wait=True) == []
+    assert submitted(programs) == [['plain_8-0-abc'], ['plain_8-1-abc', 'plain_8-2-abc']]
 
 
 def test_who_waits_may_leave(programs, plan, monkeypatch):

@@ -58,11 +58,24 @@ def test_jobs_are_done_packed_or_alone_with_the_same_rows_and_no_pictures(work, 
     for seed in (0, 1):
         first, second = tmp_path / f'alone-{seed}', tmp_path / f'packed-{seed}'
         assert read_rows(first / 'metrics.jsonl') == read_rows(second / 'metrics.jsonl')
-        assert 'devices' not in read_json(first / 'DONE.json')
+        assert read_json(first / 'DONE.json')['devices'] == 1
         assert read_json(second / 'DONE.json')['devices'] == 0.25
         assert not list(first.glob('*.png'))
     steps = events(said, 'step')
     assert {(event['step'], event['total']) for event in steps if 'alone-0' in event['folder']} >= {(0, 6)}
+
+
+def test_runs_that_share_devices_count_their_share_and_those_that_have_some_to_themselves_count_these(work, tmp_path):
+    def devices(name, strategy, count, data, **job):
+        folders = [tmp_path / f'{name}-{seed}' for seed in range(count)]
+        runs = [entry(folder, seed, **{'mesh.data': data}) for seed, folder in enumerate(folders)]
+        work({'strategy': strategy, 'runs': runs, **job})
+        return [read_json(folder / 'DONE.json')['devices'] for folder in folders]
+
+    assert devices('each', 'dispatched', 2, None) == [1, 1]  # of eight
+    assert devices('one', 'dispatched', 2, 1) == [0.5, 0.5]
+    assert devices('all', 'unrolled', 2, None) == [4, 4]
+    assert devices('half', 'none', 1, 2, devices=0.5) == [1]
 
 
 def test_what_is_fastest_is_measured_and_told(work, tmp_path, monkeypatch):

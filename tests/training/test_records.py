@@ -1,8 +1,10 @@
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
+import shutil
 import stat
 import struct
 import subprocess
@@ -10,12 +12,14 @@ import sys
 import termios
 import time
 
+import jax
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from cnn import config as configuration
 from cnn.config import Experiment, InputError, RunFailed
+from cnn.training import records, sharding
 from cnn.training.records import Recorder, RunFolder, code_revision, finite, read_rows
 
 DATA = {'train': 'abc', 'test': 'def'}
@@ -226,10 +230,27 @@ def test_done_is_written_last(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
     assert folder.done is None
-    folder.finish({'step': 1})
-    assert folder.done == {'step': 1}
+    folder.finish({'step': 1}, sharding.make_mesh(Experiment()))
+    assert folder.done == {'step': 1, 'devices': len(jax.devices())}
     assert stat.S_ISREG((tmp_path / 'curves.png').stat().st_mode)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_the_peak_of_memory_is_a_run_s_own_where_the_process_did_nothing_else(tmp_path, monkeypatch):
+    def peak(path, *, opened=0, resumed=False):
+        monkeypatch.setattr(records, '_OPENED', [tmp_path] * opened)
+        if resumed:
+            path.mkdir()
+            shutil.copy(tmp_path / 'alone' / 'run.json', path)
+        folder = RunFolder(path, pictures=False)
+        folder.begin(Experiment(), [], {})
+        folder.finish({}, sharding.make_mesh(Experiment()))
+        return folder.done.get('peak_memory')
+
+    now = 1024 * int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1])
+    assert peak(tmp_path / 'alone') == pytest.approx(now, rel=0.1)
+    assert peak(tmp_path / 'second', opened=1) is None
+    assert peak(tmp_path / 'resumed', resumed=True) is None
 
 
 def test_what_a_data_set_left_out_is_listed(tmp_path):
