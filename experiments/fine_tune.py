@@ -10,7 +10,8 @@
 photos/ holds train/CLASS/*.jpg, validation and test likewise, or CLASS/*.jpg alone. --config.init_from names other
 weights: a run folder, a file or hf:OWNER/NAME; the head is new where the number of classes differs. --config.model.name
 is their network; `gradual` names the stages of residual networks. A GPU, or CPU cores and patience: the cost is that of
-your images. Not run by us in this form, and no result of it is published; experiments/transfer/ holds what we measured.
+your images. Not run by us in this form, and no result of it is published; experiments/ablations/pretraining.py tells
+what we measured of others.
 """
 
 from cnn.config import Experiment, nearest
