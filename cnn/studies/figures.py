@@ -75,7 +75,8 @@ def effects(results: Results, findings: Sequence[Finding], theme: Theme = LIGHT)
         return None
     order = sorted(compared, key=lambda finding: (math.isfinite(finding.gain), finding.gain))
     one = len({finding.against for finding in compared}) == 1
-    limit = _limit([finding.difference.summary for finding in compared if finding.difference])
+    summaries = [finding.difference.summary for finding in compared if finding.difference]
+    limit, decimals = _limit(summaries), places(summaries)
 
     def draw(page: Any) -> None:
         axes = page.add_subplot()
@@ -85,7 +86,7 @@ def effects(results: Results, findings: Sequence[Finding], theme: Theme = LIGHT)
             axes.axvspan(-effect, effect, color=theme.faint, alpha=0.15, linewidth=0)
         axes.axvline(0, color=theme.ink, linewidth=1)
         for row, finding in enumerate(order):
-            _effect(axes, row, finding, results, theme, limit)
+            _effect(axes, row, finding, results, theme, limit, decimals)
         labels = [wrapped(finding.arm, 26) + ('' if one else f'\nagainst {finding.against}') for finding in order]
         axes.set_yticks(range(len(order)), labels, color=theme.ink, fontsize=8)
         axes.set_ylim(-0.6, len(order) - 0.4)
@@ -196,14 +197,13 @@ def arrow(finding: Finding) -> str:
     return '>' if finding.difference.summary.mean > 0 else '<'
 
 
-def _effect(axes: Any, row: int, finding: Finding, results: Results, theme: Theme, limit: float) -> None:
+def _effect(axes: Any, row: int, finding: Finding, results: Results, theme: Theme, limit: float, decimals: int) -> None:
     """One row of the picture of effects; what lies beyond the limit is an arrow at the edge, with its figures."""
     if finding.difference is None:
         axes.text(0.5, row, 'MISSING: no seed that both have', color=theme.alarm, fontsize=8, fontweight='bold',
                   ha='center', va='center', transform=axes.get_yaxis_transform())  # fmt: skip
         return
     summary, colour = finding.difference.summary, theme.word(finding.word)
-    decimals = places([summary])
     text = signed(summary.mean, decimals)
     lacking = f'  {summary.count} of {finding.planned} seeds' if summary.count < finding.planned else ''
     ink = theme.alarm if lacking else theme.ink

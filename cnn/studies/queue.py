@@ -235,7 +235,8 @@ class Queue:
 
     def _on_measured(self, worker: Worker, event: dict[str, Any]) -> None:
         self._pack = event['strategy']
-        times = ', '.join(f'{name} {1000 * seconds:.3g} ms' for name, seconds in event['seconds'].items())
+        names = {NONE: 'one after another'}
+        times = ', '.join(f'{1e3 * spent:.4g} ms {names.get(name, name)}' for name, spent in event['seconds'].items())
         self._progress.say(f'a step of {event["runs"]} runs takes {times}: --pack={self._pack}')
 
     def _on_idle(self, worker: Worker, event: dict[str, Any]) -> None:

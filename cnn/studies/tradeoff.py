@@ -14,7 +14,7 @@ AROUND = [  # offsets of a name from its point, the best first: points right, po
     *((7, 4, 'left'), (-7, 4, 'right'), (7, -10, 'left'), (-7, -10, 'right'), (0, 12, 'center'), (0, -18, 'center')),
     *((9, 16, 'left'), (-9, 16, 'right'), (9, -22, 'left'), (-9, -22, 'right'), (9, 28, 'left'), (-9, -34, 'right')),
 ]
-APART = 0.02  # of the axis, between arms of one cost
+APART = 0.015  # of the axis, between arms of one cost
 
 
 def costs(results: Results, findings: Sequence[Finding], theme: Theme = LIGHT) -> np.ndarray | None:
@@ -74,12 +74,11 @@ def _spread(axes: Any, sizes: Sequence[float], seconds: bool) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _beside(axes: Any, sizes: Sequence[float]) -> list[float]:
+def _beside(axes: Any, sizes: list[float]) -> list[float]:
     """Places on the axis: arms of one cost stand beside each other, or they would cover one another."""
     low, high = map(math.log10, axes.get_xlim())
     step = APART * (high - low)
-    cells = [round(math.log10(size) / step) for size in sizes]
-    ranks = [cells[:index].count(cell) - (cells.count(cell) - 1) / 2 for index, cell in enumerate(cells)]
+    ranks = [sizes[:index].count(size) - (sizes.count(size) - 1) / 2 for index, size in enumerate(sizes)]
     return [size * 10 ** (step * rank) for size, rank in zip(sizes, ranks, strict=True)]
 
 

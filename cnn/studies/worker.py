@@ -94,7 +94,7 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
     for place, run in enumerate(runs):
         name = run['folder']
         try:
-            folder = folders[name] = RunFolder(name, pictures=False)
+            folder = folders[name] = RunFolder(name, alone=False)
             if folder.done:
                 end('done', name, metrics=folder.done['metrics'])
                 continue

@@ -67,11 +67,11 @@ class Diverged(RunFailed):
 class RunFolder:
     """One run's folder, open for writing by this process alone, until it is closed. Raises FolderInUse.
 
-    It keeps no pictures where these are drawn of many runs together.
+    One that is not `alone` is one of many, of which pictures are drawn together: it draws none, and says nothing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], pictures: bool = True):
-        self.path, self._pictures = pathlib.Path(path), pictures
+    def __init__(self, path: str | os.PathLike[str], alone: bool = True):
+        self.path, self._alone = pathlib.Path(path), alone
         self.devices: float | None = None  # how many the run has to itself, where not all of its mesh
         self._whole = False  # this process does the run from its beginning
         try:
@@ -122,7 +122,8 @@ class RunFolder:
 
     def note(self, name: str, text: str) -> None:
         """Says what happened at this start of the run, and keeps it in run.json."""
-        print(f'{name}: {text}')
+        if self._alone:
+            print(f'{name}: {text}')
         record = read_json(self.path / 'run.json')
         record['history'][-1][name] = text
         write_json(self.path / 'run.json', record)
@@ -156,7 +157,7 @@ class RunFolder:
 
     def picture(self, name: str, draw: Callable[[], np.ndarray]) -> None:
         """Writes name.png."""
-        if not self._pictures:
+        if not self._alone:
             return
         from PIL import Image
 

@@ -297,7 +297,7 @@ def test_the_strategy_is_measured_with_the_first_pack_while_nothing_else_runs(pl
     jobs, run = play(made_plan(tmp_path, 'x' * 9), lambda seed, job: 'done', pack='auto')
     run()
     assert [strategy for _, strategy, _ in jobs] == ['dispatched', 'auto', 'unrolled']
-    assert 'a step of 4 runs takes unrolled 1e+03 ms: --pack=unrolled' in capsys.readouterr().out
+    assert 'a step of 4 runs takes 1000 ms unrolled: --pack=unrolled' in capsys.readouterr().out
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_pack(play, tmp_path):

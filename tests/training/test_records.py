@@ -242,7 +242,7 @@ def test_the_peak_of_memory_is_a_run_s_own_where_the_process_did_nothing_else(tm
         if resumed:
             path.mkdir()
             shutil.copy(tmp_path / 'alone' / 'run.json', path)
-        folder = RunFolder(path, pictures=False)
+        folder = RunFolder(path, alone=False)
         folder.begin(Experiment(), [], {})
         folder.finish({}, sharding.make_mesh(Experiment()))
         return folder.done.get('peak_memory')
@@ -251,6 +251,15 @@ def test_the_peak_of_memory_is_a_run_s_own_where_the_process_did_nothing_else(tm
     assert peak(tmp_path / 'alone') == pytest.approx(now, rel=0.1)
     assert peak(tmp_path / 'second', opened=1) is None
     assert peak(tmp_path / 'resumed', resumed=True) is None
+
+
+@pytest.mark.parametrize('alone', [True, False])
+def test_notes_are_kept_and_said_by_runs_that_are_alone(tmp_path, capsys, alone):
+    folder = RunFolder(tmp_path, alone=alone)
+    folder.begin(Experiment(), [], {})
+    folder.note('init_from', 'step 7')
+    assert json.loads((tmp_path / 'run.json').read_text())['history'][-1]['init_from'] == 'step 7'
+    assert ('init_from: step 7' in capsys.readouterr().out) == alone
 
 
 def test_what_a_data_set_left_out_is_listed(tmp_path):
