@@ -1,7 +1,8 @@
 """Data sets that prepare themselves, without TensorFlow; `x.py` holds data set `x`.
 
-`digits` and `digit_scenes` are made here; the others come from their official archives, which are downloaded or lie in
-a directory. Each module has a `Builder`, a TFDS builder named like the file that says its NUM_EXAMPLES by split.
+`digits`, `framed_digits`, `permuted_digits` and `digit_scenes` are made here; the others come from their official
+archives, which are downloaded or lie in a directory. Each module has a `Builder`, a TFDS builder named like the file
+that says its NUM_EXAMPLES by split.
 """
 
 import contextlib

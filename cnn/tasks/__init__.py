@@ -39,10 +39,12 @@ INPUT_FIELDS = ('image', 'signal', 'tokens', 'video')
 class Task(Protocol):
     """What a network is trained for. See the module's docstring for `apply` and examples."""
 
-    # Metrics of `summarize` and whether more is better: 'max' or 'min'. The first one chooses the best checkpoint.
-    directions: ClassVar[Mapping[str, str]]
     # Whether an example has one row of logits: views of it may be averaged, a teacher followed.
     gives_logits: ClassVar[bool] = False
+
+    @property
+    def directions(self) -> Mapping[str, str]:
+        """Metrics of `summarize`: more is better, 'max', or less, 'min'. The first one chooses the best checkpoint."""
 
     def fields(self, spec: Spec) -> tuple[str, ...]:
         """The fields of an example that the task reads."""

@@ -1,7 +1,7 @@
 """Classification: one label for an example."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from cnn import pictures
-from cnn.config import Spec, nearest
+from cnn.config import InputError, Spec, nearest
 from cnn.tasks import Apply, Batch, Pictures, Totals, class_names, input_field, ratios
 
 CROSS_ENTROPIES = ('softmax', 'binary')
@@ -23,25 +23,39 @@ class Classification:
 
     Softmax; or binary, a sigmoid for each class and the mean over classes (Wightman et al. 2021). The target of a mixed
     example has the share `mix` on its own label and the rest on `mixed_label`. Evaluation reports the same loss, with
-    targets that are neither smoothed nor mixed. Raises InputError for another cross-entropy.
+    targets that are neither smoothed nor mixed, and with `shifts` accuracy_shift1, accuracy_shift2, ...: the means over
+    moves up, down, left and right, where the pixels at the border are repeated. Raises InputError for another
+    cross-entropy, and for shifts of what is no image or too small.
     """
 
     label_smoothing: float = 0.0  # this share of the target is spread evenly over all classes (Szegedy et al. 2016)
     cross_entropy: str = 'softmax'  # softmax, binary
     target_threshold: Optional[float] = None  # in training, targets above it become 1 and the others 0
+    shifts: int = 0  # pixels: evaluation also reads the images moved by 1, by 2, ... by this many
 
-    directions: ClassVar[Mapping[str, str]] = {'accuracy': 'max', 'loss': 'min'}
     gives_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.cross_entropy not in CROSS_ENTROPIES:
             raise nearest('cross_entropy of task classification', self.cross_entropy, CROSS_ENTROPIES)
+        if self.shifts < 0:
+            raise InputError(f'task classification: shifts={self.shifts} must be 0 or more pixels')
+
+    @property
+    def directions(self) -> dict[str, str]:
+        shifted = {f'accuracy_shift{pixels}': 'max' for pixels in range(1, self.shifts + 1)}
+        return {'accuracy': 'max', 'loss': 'min', **shifted}
 
     def fields(self, spec: Spec) -> tuple[str, ...]:
         return input_field(spec.shapes, 'classification'), 'label'
 
     def inputs(self, spec: Spec) -> tuple[jax.ShapeDtypeStruct]:
         field = input_field(spec.shapes, 'classification')
+        if self.shifts and (field != 'image' or self.shifts >= min(spec.shapes['image'][:2])):
+            raise InputError(
+                f'task classification: shifts={self.shifts} needs images with more pixels a side; '
+                f'the data has `{field}` {list(spec.shapes[field])}'
+            )
         return (jax.ShapeDtypeStruct((1, *spec.shapes[field]), spec.dtypes[field]),)
 
     def num_outputs(self, spec: Spec) -> int:
@@ -56,8 +70,14 @@ class Classification:
         return ((losses * batch['valid']).sum(), count), (model_state, {'accuracy': (correct.sum(), count)})
 
     def predict(self, apply: Apply, variables: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        logits, _ = apply(variables, batch[input_field(batch, 'classification')], train=False)
-        return {'logits': logits, 'label': logits.argmax(-1)}
+        inputs = batch[input_field(batch, 'classification')]
+        logits, _ = apply(variables, inputs, train=False)
+        predictions = {'logits': logits, 'label': logits.argmax(-1)}
+        if self.shifts:
+            views = moved(inputs, self.shifts)
+            logits, _ = apply(variables, views.reshape(-1, *inputs.shape[1:]), train=False)
+            predictions['moved_label'] = logits.argmax(-1).reshape(views.shape[:3])  # [N, pixels, direction]
+        return predictions
 
     def metrics(self, predictions: dict[str, jax.Array], batch: Batch) -> Totals:
         valid, label, predicted = batch['valid'], batch['label'], predictions['label']
@@ -67,6 +87,10 @@ class Classification:
             'accuracy': (((predicted == label) & valid).sum(), count),
             'loss': ((losses * valid).sum(), count),
         }
+        if self.shifts:
+            right = (predictions['moved_label'] == label[:, None, None]) & valid[:, None, None]
+            for pixels in range(1, self.shifts + 1):
+                totals[f'accuracy_shift{pixels}'] = (right[:, pixels - 1].sum(), 4 * count)
         num_classes = predictions['logits'].shape[-1]
         if num_classes <= MOST_CLASSES:
             confusion = jnp.zeros((num_classes, num_classes), jnp.int32).at[label, predicted].add(valid)
@@ -110,6 +134,19 @@ class Classification:
         if self.cross_entropy == 'binary':
             return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
         return optax.softmax_cross_entropy(logits, targets)
+
+
+def moved(images: jax.Array, furthest: int) -> jax.Array:
+    """Images [N, H, W, C] moved by 1 to `furthest` pixels, up, down, left and right: [N, furthest, 4, H, W, C]."""
+    framed = jnp.pad(images, ((0, 0), (furthest, furthest), (furthest, furthest), (0, 0)), 'edge')
+    height, width = images.shape[1:3]
+
+    def view(down: int, right: int) -> jax.Array:
+        top, left = furthest - down, furthest - right
+        return framed[:, top : top + height, left : left + width]
+
+    distances = range(1, furthest + 1)
+    return jnp.stack([jnp.stack([view(-n, 0), view(n, 0), view(0, -n), view(0, n)], 1) for n in distances], 1)
 
 
 TASK = Classification

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import sklearn.metrics
 
 from cnn import pictures, tasks
-from cnn.config import InputError, Spec
-from cnn.tasks.classification import Classification
+from cnn.config import Experiment, InputError, Spec
+from cnn.tasks.classification import Classification, moved
+from cnn.training import program
 
 REFERENCES = json.loads((pathlib.Path(__file__).parent / 'references' / 'losses.json').read_text())
 NAMES = ('ant', 'bee', 'cat', 'dog')
@@ -100,6 +102,74 @@ def test_evaluation_reports_the_binary_loss_of_plain_targets():
 def test_another_cross_entropy_is_refused():
     with pytest.raises(InputError, match="unknown cross_entropy of task classification 'sigmoid'"):
         tasks.build('classification', cross_entropy='sigmoid')
+
+
+def pairs_of_columns(variables, inputs, *, train, key=None):
+    """A network of four classes: the image's greatest pixel is in columns 0 and 1, 2 and 3, 4 and 5, 6 and 7."""
+    brightest = inputs.max((1, 3)).argmax(1)
+    return jax.nn.one_hot(brightest // 2, 4), {}
+
+
+def test_accuracy_under_shifts_is_the_mean_over_directions_of_what_the_network_reads_there():
+    columns = np.array([2, 3, 5, 7])  # of the one bright pixel; the last example is padding
+    image = np.zeros((4, 6, 8, 1), np.float32)
+    image[np.arange(4), 3, columns] = 1
+    batch = {'image': image, 'label': columns // 2, 'valid': np.arange(4) < 3}
+    task = Classification(shifts=2)
+    predictions = task.predict(pairs_of_columns, {}, batch, None)
+    metrics, _ = task.summarize(jax.device_get(task.metrics(predictions, batch)), [], SPEC)
+    assert metrics['accuracy'] == 1
+    # Up and down all three are read rightly. By one column to the left 3 and 5 stay in their pair, to the right 2 does.
+    assert metrics['accuracy_shift1'] == pytest.approx((3 + 3 + 2 + 1) / 12)
+    assert metrics['accuracy_shift2'] == pytest.approx((3 + 3) / 12)
+    assert metrics.keys() == task.directions.keys()
+
+
+def test_accuracy_under_shifts_decides_only_where_it_is_measured():
+    config, spec = Experiment(), dataclasses.replace(SPEC, num_examples={})
+    config.eval.metric = 'accuracy_shift2'
+    with pytest.raises(InputError, match="unknown metric of task classification 'accuracy_shift2'"):
+        program.resolve(config, spec)
+    config.task.options['shifts'] = 2
+    assert program.resolve(config, spec).task.options['shifts'] == 2
+
+
+def test_shifted_images_are_those_of_scipy():
+    image = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
+    views = moved(jnp.asarray(image), 3)
+    assert views.shape == (2, 3, 4, 5, 4, 3)
+    for pixels in (1, 2, 3):
+        for direction, by in enumerate([(-pixels, 0), (pixels, 0), (0, -pixels), (0, pixels)]):
+            expected = scipy.ndimage.shift(image, (0, *by, 0), order=0, mode='nearest')
+            np.testing.assert_array_equal(views[:, pixels - 1, direction], expected)
+
+
+def test_shifts_leave_the_other_metrics_as_they_are():
+    _, batch = example(9, 4)
+
+    def model(variables, inputs, *, train, key=None):
+        return 3 * inputs[:, 0, :4, 0], {}
+
+    found = []
+    for task in (Classification(), Classification(shifts=2)):
+        predictions = task.predict(model, {}, batch, None)
+        found.append(task.metrics(predictions, batch))
+    assert found[0].keys() < found[1].keys()
+    for name, (total, count) in found[0].items():
+        np.testing.assert_array_equal(total, found[1][name][0])
+        assert count == found[1][name][1]
+    assert found[1]['accuracy_shift1'][1] == 4 * 9  # padding does not count
+
+
+def test_shifts_that_can_not_be_are_refused():
+    with pytest.raises(InputError, match='shifts=-1 must be 0 or more'):
+        tasks.build('classification', shifts=-1)
+    assert Classification(shifts=5).inputs(SPEC) == Classification().inputs(SPEC)
+    with pytest.raises(InputError, match=r'shifts=6 needs images with more pixels a side; .* `image` \[6, 6, 1\]'):
+        Classification(shifts=6).inputs(SPEC)
+    sound = Spec({'signal': (50, 2), 'label': ()}, {'signal': 'float32'}, {'label': NAMES}, {})
+    with pytest.raises(InputError, match=r'shifts=1 needs images .* `signal` \[50, 2\]'):
+        Classification(shifts=1).inputs(sound)
 
 
 def test_padding_has_no_gradient():
