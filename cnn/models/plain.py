@@ -42,10 +42,11 @@ class LocalConv(nn.Module):
         kernel = self.param('kernel', init, shape, self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         before, after = (self.kernel_size - 1) // 2, self.kernel_size // 2
-        padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+        # With positions first the product is one of matrices, [N, taps C] by [taps C, features], for each position.
+        padded = jnp.pad(jnp.moveaxis(x, 0, 2), ((before, after), (before, after), (0, 0), (0, 0)))
         taps = range(self.kernel_size)
-        seen = [padded[:, row : row + height, column : column + width] for row in taps for column in taps]
-        return jnp.einsum('nhwi,hwio->nhwo', jnp.concatenate(seen, axis=-1), kernel)
+        seen = [padded[row : row + height, column : column + width] for row in taps for column in taps]
+        return jnp.moveaxis(jnp.concatenate(seen, axis=-1) @ kernel, 2, 0)
 
 
 class DenseMap(nn.Module):
@@ -75,12 +76,13 @@ class PlainCNN(nn.Module):
     layers: tuple[str, ...] = ('conv', 'conv', 'conv')  # of each stage: conv, separable, local, dense
     depth: int = 1  # layers of each stage
     kernel_size: int = 3
-    pool: str = 'max'  # between stages: max, average, blur, conv; stride: of the layer before it; none: no smaller map
+    pool: str = 'max'  # between stages: max, average, blur; conv: a strided layer; stride: of the layer before; none
     summary: str = 'mean'  # of the last map: mean, max, flatten
     hidden: tuple[int, ...] = ()  # dense layers after it
     dropout: float = 0.0  # before each dense layer after the summary, the head too
     norm: str = 'batch'
     activation: str = 'relu'
+    linear_stack: bool = False  # of the layers of a stage only the last is activated
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -100,11 +102,16 @@ class PlainCNN(nn.Module):
         act = activation(self.activation)
         maps, stride = {}, 1
         for stage, (kind, width) in enumerate(zip(self.layers, self.widths, strict=True), start=1):
-            if stage > 1 and self.pool not in ('stride', 'none'):
+            if stage > 1 and self.pool == 'conv':
+                x = self._layer(x, 'conv', x.shape[-1], 2, conv, norm, act, f'pool{stage - 1}')
+                stride *= 2
+            elif stage > 1 and self.pool not in ('stride', 'none'):
                 x, stride = Pool(self.pool, 2, 2, conv, 0, name=f'pool{stage - 1}')(x), 2 * stride
             for layer in range(self.depth):
-                strides = self.pool == 'stride' and layer == self.depth - 1 and stage < len(self.widths)
-                x = self._layer(x, kind, width, 1 + strides, conv, norm, act, f'stage{stage}_layer{layer}')
+                last = layer == self.depth - 1
+                strides = self.pool == 'stride' and last and stage < len(self.widths)
+                own = act if last or not self.linear_stack else lambda x: x
+                x = self._layer(x, kind, width, 1 + strides, conv, norm, own, f'stage{stage}_layer{layer}')
                 stride *= 1 + strides
             maps[f'stage{stage}'] = (stride, x)  # [N, H / stride, W / stride, width]
         return maps

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ from flax import linen as nn
 
 from cnn import models
 from cnn.config import InputError
+from cnn.inspection import describe
 from cnn.models.plain import LocalConv
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 3), 'float32')
@@ -55,7 +58,26 @@ def test_weights_of_each_kind_of_layer():
     assert count(build(layers=('local',) * 2)[1]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 6 + head
     assert count(build(layers=('dense',) * 2)[1]) == (64 * 3) * (64 * 4) + (16 * 4) * (16 * 6) + head
     assert count(build(layers=('separable',) * 2)[1]) == 9 * 3 + 3 * 4 + 9 * 4 + 4 * 6 + head
+    assert count(build(pool='conv')[1]) == 9 * 3 * 4 + 9 * 4 * 4 + 9 * 4 * 6 + head
     assert count(build(kernel_size=5, hidden=(7,))[1]) == 25 * 3 * 4 + 25 * 4 * 6 + 6 * 7 + 7 + 7 * 5 + 5
+
+
+@pytest.mark.parametrize(
+    ('kind', 'multiply_adds', 'seen'),
+    [
+        ('local', [80 * 9 * 3 * 4, 20 * 9 * 4 * 6], [3, 8]),
+        ('conv', [80 * 9 * 3 * 4, 20 * 9 * 4 * 6], [3, 8]),
+        ('dense', [(80 * 3) * (80 * 4), (20 * 4) * (20 * 6)], [None, None]),  # all
+        ('separable', [80 * 9 * 3, 80 * 3 * 4, 20 * 9 * 4, 20 * 4 * 6], [3, 3, 8, 8]),
+    ],
+)
+def test_what_each_kind_of_layer_costs_and_sees(kind, multiply_adds, seen):
+    model, _ = build(layers=(kind,) * 2)
+    figures = describe.describe(model, jax.ShapeDtypeStruct((1, 8, 10, 3), jnp.float32), train=False)
+    *layers, head = [layer for layer in figures['layers'] if layer['multiply_adds']]
+    assert [layer['multiply_adds'] for layer in layers] == multiply_adds
+    assert figures['multiply_adds'] == sum(multiply_adds) + head['multiply_adds']
+    assert [layer['receptive_field'] for layer in layers] == [[side, side] for side in seen]
 
 
 def test_a_dense_layer_sees_the_whole_map():
@@ -84,6 +106,15 @@ def test_pools_stand_between_stages(pool, sides):
     assert [8 // stride for stride, _ in maps.values()] == sides
 
 
+def test_a_strided_layer_in_place_of_a_pool_is_normalised_and_activated():
+    model, variables = build(pool='conv', norm='batch')
+    assert set(variables['params']['pool1']) == {'conv', 'norm'}
+    captured = model.apply(variables, X, train=False, capture_intermediates=True)[1]['intermediates']['pool1']
+    (y,) = captured['__call__']
+    (z,) = captured['norm']['__call__']
+    np.testing.assert_array_equal(y, np.maximum(z, 0))
+
+
 @pytest.mark.parametrize('summary', ['mean', 'max', 'flatten'])
 def test_what_enters_the_head(summary):
     model, variables = build(summary=summary)
@@ -107,3 +138,16 @@ def test_what_enters_the_head(summary):
 def test_refuses_what_can_not_be(options, message):
     with pytest.raises(InputError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize('linear_stack', [True, False])
+def test_a_linear_stack_is_one_linear_map_and_an_activation(linear_stack):
+    model, variables = build(widths=(4,), layers=('conv',), depth=3, linear_stack=linear_stack)
+
+    def odd_part(x):  # relu(z) - relu(-z) is z, which is additive where it is linear in x
+        f = functools.partial(model.apply, variables, train=False, method='features')
+        return f(x)['stage1'][1] - f(-x)['stage1'][1]
+
+    x, y = X[:1], X[1:]
+    additive = np.allclose(odd_part(x + y), odd_part(x) + odd_part(y), atol=1e-4)
+    assert additive == linear_stack
