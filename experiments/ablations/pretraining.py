@@ -55,8 +55,8 @@ There the claim holds: tuned is better with 5 and with 50 labels; with one it se
 rate from scratch matters as much: with .001, as before the rates were chosen, scratch stays at .78 with 50 labels.
 
 Spoken digits over 8 seeds, with the blood cells' rates: scratch .122, .215, .361 with 1, 5, 50 labels of each; tuned
-.182, .276, .135; probe .167, .258, .458. With one label both gain, .060 (.028 to .092) and .045 (.028 to .063), p = .047;
-the other differences are not shown. That tuned is worse with more labels says that its rate does not fit them.
+.182, .276, .135; probe .167, .258, .458. With one label both gain, .060 (.028 to .092) and .045 (.028 to .063), with
+p = .047; the other differences are not shown. That tuned is worse with more labels says that its rate does not fit.
 """
 
 from collections.abc import Iterator, Mapping
