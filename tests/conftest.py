@@ -13,6 +13,7 @@ CACHE = environment.private_cache()
 if CACHE:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+environment.keep_onednn_out_of_cache()
 
 
 @pytest.fixture(scope='session', autouse=True)

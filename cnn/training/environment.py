@@ -1,13 +1,14 @@
 """What must stand before JAX starts: flags of XLA, huge pages, a place for compiled programs. Imports no JAX itself."""
 
+import functools
 import importlib.metadata
 import os
 import pathlib
 import platform
 import re
 import sys
-import warnings
 import zlib
+from typing import Any
 
 from cnn.config import Experiment
 
@@ -43,8 +44,7 @@ def set_xla_flags(deterministic: bool = False) -> None:
 def prepare_jax(config: Experiment) -> None:
     """Settings that must stand before JAX starts its devices."""
     set_xla_flags(config.deterministic)
-    # The compiled form of a program that calls oneDNN can't be written to the cache; it is compiled again.
-    warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry .*bad_alloc')
+    keep_onednn_out_of_cache()
     import jax
 
     if 'float64' in (config.model.dtype, config.model.param_dtype):
@@ -54,6 +54,25 @@ def prepare_jax(config: Experiment) -> None:
         if directory:
             jax.config.update('jax_compilation_cache_dir', str(directory))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def keep_onednn_out_of_cache() -> None:
+    """Has programs that call oneDNN compiled anew each time: writing one to the compile cache fails, or ends the process.
+
+    XLA takes such a call for one that can be serialised, and reads where nothing is.
+    """
+    from jax._src import compilation_cache
+
+    write = compilation_cache.put_executable_and_time
+    if hasattr(write, '__wrapped__'):  # it is done
+        return
+
+    @functools.wraps(write)
+    def write_others(key: str, name: str, executable: Any, *arguments: Any) -> None:
+        if not any('__onednn$' in module.to_string() for module in executable.hlo_modules()):
+            write(key, name, executable, *arguments)
+
+    compilation_cache.put_executable_and_time = write_others
 
 
 def private_cache() -> pathlib.Path | None:

@@ -1,9 +1,12 @@
 import importlib.metadata
 import os
+import platform
+import subprocess
 import sys
 
 import pytest
 
+from cnn.scripts import ROOT
 from cnn.training import environment
 
 
@@ -80,3 +83,28 @@ def test_huge_pages_are_asked_for_once_where_linux_leaves_them_to_the_program(mo
     environment.use_huge_pages()
     assert started == [(sys.executable, [sys.executable, '-X', 'dev', 'launch.py', 'train'])]
     assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.check=1:glibc.malloc.hugetlb=1'
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='oneDNN is in releases for x86-64 alone')
+def test_programs_that_call_onednn_stay_out_of_the_compile_cache(tmp_path):
+    code = """
+import os, sys, warnings
+warnings.simplefilter('error')
+from cnn.training import environment
+environment.keep_onednn_out_of_cache()
+environment.keep_onednn_out_of_cache()
+import jax
+from cnn.ops.conv import conv
+def convolved(x, kernel): return conv(x, kernel)
+def doubled(x): return 2 * x
+x, kernel = jax.numpy.ones((2, 8, 8, 4)), jax.numpy.ones((3, 3, 4, 8))
+program = jax.jit(convolved).lower(x, kernel).compile()
+assert '__onednn$' in program.as_text(), 'no oneDNN here'
+jax.jit(doubled).lower(x).compile()
+"""
+    variables = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    environ = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    subprocess.run([sys.executable, '-c', code], env=environ | variables, cwd=ROOT, check=True)
+    names = [path.name for path in tmp_path.iterdir()]
+    assert any('doubled' in name for name in names)
+    assert not any('convolved' in name for name in names)
