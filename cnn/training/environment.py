@@ -57,13 +57,13 @@ def prepare_jax(config: Experiment) -> None:
 
 
 def keep_onednn_out_of_cache() -> None:
-    """Has programs that call oneDNN compiled anew each time: writing one to the compile cache fails, or ends the process.
+    """Has programs that call oneDNN compiled anew each time.
 
-    XLA takes such a call for one that can be serialised, and reads where nothing is.
+    XLA fails where it writes one to the compile cache, mostly with an error, and now and then with the whole process.
     """
     from jax._src import compilation_cache
 
-    write = compilation_cache.put_executable_and_time
+    write: Any = compilation_cache.put_executable_and_time
     if hasattr(write, '__wrapped__'):  # it is done
         return
 
@@ -72,7 +72,7 @@ def keep_onednn_out_of_cache() -> None:
         if not any('__onednn$' in module.to_string() for module in executable.hlo_modules()):
             write(key, name, executable, *arguments)
 
-    compilation_cache.put_executable_and_time = write_others
+    compilation_cache.put_executable_and_time = write_others  # type: ignore[assignment]
 
 
 def private_cache() -> pathlib.Path | None:

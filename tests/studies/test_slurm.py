@@ -284,8 +284,12 @@ def test_runs_that_start_from_others_are_submitted_once_those_are_done(programs,
 def test_who_waits_may_leave(programs, plan, monkeypatch):
     pytest.importorskip('submitit')
     monkeypatch.setattr(slurm.time, 'sleep', lambda seconds: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(RunStopped, match='the jobs go on'):
-        slurm.execute(plan, Settings(), wait=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background processes ignore it
+    try:
+        with pytest.raises(RunStopped, match='the jobs go on'):
+            slurm.execute(plan, Settings(), wait=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_slurm_refuses_is_one_line_and_leaves_nothing(programs, plan, capfd):
