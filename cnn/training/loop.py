@@ -144,5 +144,4 @@ def training(
         result = {'step': total, 'best_step': best_step, 'metrics': metrics, **recorder.totals()}
     for name, draw in pictures.items():
         folder.picture(name, draw)
-    folder.finish(result, mesh)
-    return result
+    return folder.finish(result, mesh)

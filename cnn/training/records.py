@@ -181,15 +181,17 @@ class RunFolder:
         if lines:
             _write(self.path / f'notes_{split}.txt', ''.join(lines))
 
-    def finish(self, result: dict[str, Any], mesh: Mesh) -> None:
-        """Draws the curves and writes DONE.json, the last thing that a run does.
+    def finish(self, result: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+        """Draws the curves and writes DONE.json, the last thing that a run does; returns what it holds.
 
         Devices and processes know the peak of all that they did: it is a run's own where that did nothing else.
         """
         self.picture('curves', lambda: pictures.curves(read_rows(self.path / 'metrics.jsonl')))
         devices = mesh.size if self.devices is None else self.devices
         peak = {'peak_memory': sharding.peak_memory(mesh)[0]} if self._whole and len(_OPENED) == 1 else {}
-        write_json(self.path / 'DONE.json', {**result, 'devices': devices, **peak})
+        done = {**result, 'devices': devices, **peak}
+        write_json(self.path / 'DONE.json', done)
+        return done
 
 
 class Recorder:

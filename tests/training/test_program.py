@@ -131,7 +131,8 @@ def test_param_dtype_is_that_of_parameters_and_moments():
 def test_resolve_writes_out_every_option():
     config = program.resolve(Experiment(), sources.spec(Data('digits')))
     assert config.model.options['widths'] == (32, 64, 128)
-    assert config.task.options == {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None}
+    defaults = {'label_smoothing': 0.0, 'cross_entropy': 'softmax', 'target_threshold': None, 'shifts': 0}
+    assert config.task.options == defaults
     assert program.resolve(config, sources.spec(Data('digits'))) == config
 
 
