@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose
 from cnn.ops.norm import grouped_batch_norm, statistics
 from cnn.ops.pool import avg_pool, max_pool

@@ -5,7 +5,7 @@ import runpy
 import traceback
 from typing import TypeVar
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 
 T = TypeVar('T')
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -19,7 +19,8 @@ read the test split once, from the last step. To choose anything, hold images ou
 --config.data.train_split='train[:45000]' --config.data.validation_split='train[45000:]'.
 """
 
-from cnn.config import Experiment, nearest
+from cnn.config import Experiment
+from cnn.errors import nearest
 
 NAMES = ('18', '20', '32', '44', '56', 'wide16_8', 'wide28_10')
 

@@ -14,7 +14,8 @@ your images. Not run by us in this form, and no result of it is published; exper
 what we measured of others.
 """
 
-from cnn.config import Experiment, nearest
+from cnn.config import Experiment
+from cnn.errors import nearest
 
 MODES = ('all', 'probe', 'gradual', 'layerwise')
 

@@ -27,7 +27,8 @@ To choose anything, hold images out:
 --config.model.dtype=bfloat16 computes in half precision where a recipe does not: parameters stay float32.
 """
 
-from cnn.config import Experiment, nearest
+from cnn.config import Experiment
+from cnn.errors import nearest
 
 
 def get_config(recipe: str = 'resnet50_classic') -> Experiment:

@@ -13,7 +13,9 @@ from absl import flags
 
 import launch
 from cnn import config as configuration
-from cnn.config import Experiment, InputError, RunFailed, RunStopped
+from cnn import verbs
+from cnn.config import Experiment
+from cnn.errors import InputError, RunFailed, RunStopped
 
 PATHS = configuration.field_paths(Experiment())
 
@@ -236,7 +238,7 @@ def refusal(*arguments):
 def unresolved(*arguments):
     config = parse(*arguments).config
     with pytest.raises(InputError) as caught:
-        launch.resolve(config)
+        verbs.resolve(config)
     return str(caught.value)
 
 
@@ -573,11 +575,11 @@ def test_every_experiment_resolves(file):
     config = parse(f'--config={file}').config
     if config.data.name.startswith(('folder:', 'imagenet2012')):  # which the user must have
         with pytest.raises(InputError, match=config.data.name):
-            launch.resolve(config)
+            verbs.resolve(config)
         return
-    spec, config = launch.resolve(config)
+    spec, config = verbs.resolve(config)
     assert spec.num_examples
-    assert launch.resolve(config)[1] == config
+    assert verbs.resolve(config)[1] == config
 
 
 @pytest.mark.parametrize(
@@ -603,7 +605,7 @@ def test_names_that_do_not_exist_are_refused(argument, message):
 
 
 def test_resolving_writes_every_option_out():
-    _, config = launch.resolve(parse('--config.model.options.norm=none', '--config.model.options.hidden=8').config)
+    _, config = verbs.resolve(parse('--config.model.options.norm=none', '--config.model.options.hidden=8').config)
     assert config.model.options['norm'] == 'none'
     assert config.model.options['hidden'] == 8
     assert config.model.options['widths'] == (32, 64, 128)
@@ -613,7 +615,7 @@ def test_resolving_writes_every_option_out():
 
 def test_an_optional_option_is_cleared_by_none():
     arguments = [f'--config={launch.ROOT / "experiments" / "digit_scenes.py"}', '--config.task.options.background=none']
-    assert launch.resolve(parse(*arguments).config)[1].task.options['background'] is None
+    assert verbs.resolve(parse(*arguments).config)[1].task.options['background'] is None
 
 
 @pytest.mark.parametrize('verb', [verb for verb in launch.VERBS if verb not in ('ablate', 'report')])
@@ -636,7 +638,7 @@ def test_a_study_takes_no_configuration(verb, flag, capsys):
 
 def test_the_default_folder_bears_the_fingerprint_of_the_resolved_configuration():
     config = Experiment()
-    assert launch.default_workdir('digits', config) == pathlib.Path('runs/digits') / configuration.fingerprint(config)
+    assert verbs.default_workdir('digits', config) == pathlib.Path('runs/digits') / configuration.fingerprint(config)
 
 
 @pytest.mark.parametrize(
@@ -646,7 +648,7 @@ def test_what_ends_a_run_is_said_in_one_line_with_its_exit_code(error, code, mon
     def stop(command):
         raise error
 
-    monkeypatch.setattr(launch, 'train', stop)
+    monkeypatch.setitem(launch.VERBS, 'train', stop)
     assert launch.main(parse()) == code
     assert capsys.readouterr() == ('', 'launch.py: a b\n')
 
@@ -802,7 +804,7 @@ def get_study():
 
 def test_a_study_is_reported_as_far_as_it_is(experiment, tmp_path):
     file = write(tmp_path / 'study.py', STUDY.replace('EXPERIMENT', str(experiment)))
-    runs = launch.plan_study(parse('report', f'--study={file}', f'--workdir={tmp_path / "runs"}')).runs
+    runs = verbs.plan_study(parse('report', f'--study={file}', f'--workdir={tmp_path / "runs"}')).runs
     for run, accuracy in zip(runs, (0.5, 0.25, 0.75), strict=False):
         run.folder.mkdir(parents=True)
         metrics = {'accuracy': accuracy, 'loss': 2.0}
@@ -835,10 +837,10 @@ def test_a_longer_duration_continues_a_finished_run(unfinished, experiment):
 
 def test_the_form_of_the_environment_is_written_into_the_configuration(monkeypatch):
     monkeypatch.setenv('CNN_CONV', 'plain')
-    assert launch.resolve(Experiment())[1].model.conv == 'plain'
+    assert verbs.resolve(Experiment())[1].model.conv == 'plain'
     config = Experiment()
     config.model.conv = 'portable'
-    assert launch.resolve(config)[1].model.conv == 'portable'
+    assert verbs.resolve(config)[1].model.conv == 'portable'
     monkeypatch.setenv('CNN_CONV', 'plane')
     with pytest.raises(InputError, match=r"form of convolution \(CNN_CONV\) 'plane'; did you mean 'plain'"):
-        launch.resolve(Experiment())
+        verbs.resolve(Experiment())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.layers import (
     Attention,
     BatchNorm,

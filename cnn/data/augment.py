@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from cnn import config
 from cnn.data import color, fitting, geometry, mixing, policies, signals
 from cnn.data.geometry import Batch
+from cnn.errors import InputError
 
 
 class Operation(NamedTuple):
@@ -96,10 +97,10 @@ def check(augment: config.Augment, spec: config.Spec, prepared: config.Spec, rea
     for field, kinds in _augmentable().items():
         if _is_on(augment, field) and not any(there[kind] for kind in kinds):
             fields = ', '.join(sorted(spec.shapes))
-            raise config.InputError(f'config.augment.{field}: is for {" and ".join(kinds)}; the data has {fields}')
+            raise InputError(f'config.augment.{field}: is for {" and ".join(kinds)}; the data has {fields}')
     for field in ('mixup', 'cutmix'):
         if _is_on(augment, field) and 'label' not in reads:
-            raise config.InputError(f'config.augment.{field}: mixes labels; the task reads {", ".join(reads)}')
+            raise InputError(f'config.augment.{field}: mixes labels; the task reads {", ".join(reads)}')
 
 
 def _augmentable() -> dict[str, tuple[str, ...]]:
@@ -184,15 +185,15 @@ def prepared_spec(spec: config.Spec, data: config.Data, spectrogram: config.Spec
         spec = signals.prepared_spec(spec, spectrogram, data.sample_rate or spec.sample_rate)
     if 'image' not in spec.shapes:
         if data.mean:
-            raise config.InputError('config.data.mean: is for images and spectrograms')
+            raise InputError('config.data.mean: is for images and spectrograms')
         return spec
     size, channels = data.image_size or spec.shapes['image'][:2], data.channels or spec.shapes['image'][2]
     if -1 in size:
-        raise config.InputError('the pictures differ in size: give config.data.image_size=HEIGHT,WIDTH')
+        raise InputError('the pictures differ in size: give config.data.image_size=HEIGHT,WIDTH')
     if channels == -1:
-        raise config.InputError('some pictures are grey and some in colour: give config.data.channels=3, or 1')
+        raise InputError('some pictures are grey and some in colour: give config.data.channels=3, or 1')
     if len(data.mean) not in (0, channels):
-        raise config.InputError(f'config.data.mean={data.mean}: give {channels} numbers, one for each channel')
+        raise InputError(f'config.data.mean={data.mean}: give {channels} numbers, one for each channel')
     shapes = {**spec.shapes, 'image': (*size, channels)}
     for field in geometry.MASKS.keys() & shapes.keys():
         shapes[field] = (*shapes[field][:-2], *size)

@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cnn.config import Data, InputError, RunFailed, Spec
+from cnn.config import Data, Spec
 from cnn.data import fitting
 from cnn.data.ahead import Ahead
 from cnn.data.decoding import Unreadable
 from cnn.data.fitting import Fit
 from cnn.data.sources import Source
+from cnn.errors import InputError, RunFailed
 
 RESIDENT_BYTES = 1 << 30  # a larger split streams
 NAMED = 3  # unreadable examples in a message

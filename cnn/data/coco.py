@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from cnn import config
-from cnn.config import InputError, Spec
+from cnn.config import Spec
 from cnn.data import files
 from cnn.data.decoding import Header
 from cnn.data.files import Listing, Table
+from cnn.errors import InputError
 
 DROPPED, CLIPPED, CROWDS = 'boxes dropped', 'boxes clipped', 'boxes of crowds left out'
 Notes = dict[str, list[str]]

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from cnn.config import InputError, Spec
+from cnn.config import Spec
 from cnn.data import decoding
 from cnn.data.decoding import Header, Unreadable
+from cnn.errors import InputError
 
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 SPLITS = {'train': ('train',), 'validation': ('validation', 'val', 'valid'), 'test': ('test',)}  # names of folders

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from cnn import config
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, Spec
 from cnn.data import decoding, jpeg
 from cnn.data.crops import MASKS, Window, middle_window, move, random_window, resample, uniforms
 from cnn.data.decoding import Unreadable
 from cnn.data.sources import Source
+from cnn.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cnn import config
-from cnn.config import InputError, Spec
+from cnn.config import Spec
 from cnn.data import files
 from cnn.data.decoding import Header
 from cnn.data.files import Listing, Table
+from cnn.errors import InputError
 
 _KINDS = {**dict.fromkeys(files.PICTURES, 'pictures'), '.wav': 'recordings', '.npy': 'arrays'}
 

@@ -12,10 +12,11 @@ import pathlib
 import numpy as np
 
 from cnn import config
-from cnn.config import InputError, Spec
+from cnn.config import Spec
 from cnn.data import decoding, files
 from cnn.data.decoding import Unreadable
 from cnn.data.files import IGNORED, Listing, Table
+from cnn.errors import InputError
 
 
 def listing(data: config.Data, root: pathlib.Path) -> Listing:

@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cnn import datasets
-from cnn.config import InputError, Spec, nearest
+from cnn.config import Spec
 from cnn.data import records
 from cnn.data.files import narrowed
 from cnn.data.records import RecordSource
+from cnn.errors import InputError, nearest
 
 _NAME = re.compile(r'(?P<base>\w+)(/(?P<config>[^/:]+))?(:(?P<version>\d+\.\d+\.\d+))?')
 

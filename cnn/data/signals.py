@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn import config
+from cnn.errors import InputError
 from cnn.ops.spectrogram import log_mel, mel_filters, num_frames
 
 Batch = Mapping[str, Any]
@@ -54,16 +55,14 @@ def prepared_spec(spec: config.Spec, spectrogram: config.Spectrogram, sample_rat
         return spec
     if 'signal' not in spec.shapes:
         fields = ', '.join(sorted(spec.shapes))
-        raise config.InputError(f'config.spectrogram.bands={spectrogram.bands}: needs signals; the data has {fields}')
+        raise InputError(f'config.spectrogram.bands={spectrogram.bands}: needs signals; the data has {fields}')
     samples, channels = spec.shapes['signal']
     if channels != 1:
-        raise config.InputError(
-            f'config.spectrogram.bands={spectrogram.bands}: needs signals of one channel, not {channels}'
-        )
+        raise InputError(f'config.spectrogram.bands={spectrogram.bands}: needs signals of one channel, not {channels}')
     if samples < 0:
-        raise config.InputError('config.data.length: the signals differ in length; give the number of samples')
+        raise InputError('config.data.length: the signals differ in length; give the number of samples')
     if sample_rate is None:
-        raise config.InputError('config.data.sample_rate: give the sample rate of the signals, in Hz')
+        raise InputError('config.data.sample_rate: give the sample rate of the signals, in Hz')
     frames = num_frames(samples, spectrogram.window, spectrogram.hop)
     mel_filters(sample_rate, spectrogram.window, spectrogram.bands, spectrogram.low, spectrogram.high)
     shapes = {field: shape for field, shape in spec.shapes.items() if field != 'signal'}

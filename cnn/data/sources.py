@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cnn.config import Data, InputError, Spec, nearest
+from cnn.config import Data, Spec
 from cnn.data import arrays, coco, folders, pairs, prepared, subsets
 from cnn.data.files import FileSource, Listing
+from cnn.errors import InputError, nearest
 
 LISTINGS: Mapping[str, Callable[[Data, pathlib.Path], Listing]] = {
     'folder': folders.listing,

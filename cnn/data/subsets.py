@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cnn.config import InputError, Spec, nearest
+from cnn.config import Spec
+from cnn.errors import InputError, nearest
 
 
 def check(spec: Spec, classes: Sequence[str], data_name: str) -> None:

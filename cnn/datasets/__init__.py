@@ -13,7 +13,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from cnn.config import InputError
+from cnn.errors import InputError
 
 
 def files() -> dict[str, pathlib.Path]:

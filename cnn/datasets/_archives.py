@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
-from cnn.config import InputError
+from cnn.errors import InputError
 
 _TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 2**18  # bytes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cnn.config import InputError
+from cnn.errors import InputError
 
 SHAPE = (32, 32, 3)
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from cnn.config import InputError
+from cnn.errors import InputError
 
 SHAPE = (28, 28, 1)
 _UINT8 = 8  # the only type of element in these files

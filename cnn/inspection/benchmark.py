@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, Spec
 from cnn.data import augment, fitting
+from cnn.errors import InputError
 from cnn.inspection import cost
 from cnn.training import program as programs
 from cnn.training import sharding, teachers

@@ -12,7 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cnn import config as configuration
 from cnn import models, tasks
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, Spec
+from cnn.errors import InputError
 from cnn.inspection import cost, receptive_field
 from cnn.training import optimizers
 from cnn.training.state import TRAIN, average, stream

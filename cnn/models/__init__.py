@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cnn.config import complete_options, nearest
+from cnn.errors import nearest
+from cnn.validation import complete_options
 
 if TYPE_CHECKING:
     from flax import linen as nn

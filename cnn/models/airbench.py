@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.layers import activation, conv_layer, norm_layer
 from cnn.models import Variant
 from cnn.ops.pool import max_pool

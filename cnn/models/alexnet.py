@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.layers import Pool, activation, adaptive_average_pool, conv_layer, norm_layer
 from cnn.models import Variant
 from cnn.ops.pool import avg_pool

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.layers import Attention, DropPath, Pool, SqueezeExcite, activation, conv_layer, norm_layer
 from cnn.models import Variant
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.layers import DropPath, activation, conv_layer, norm_layer
 from cnn.models import Variant
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.layers import POOLS, Pool, activation, conv_layer, norm_layer
 from cnn.models import Variant
 

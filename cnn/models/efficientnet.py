@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.layers import ConvNorm, DropPath, SqueezeExcite, activation, conv_layer, norm_layer, round_channels
 from cnn.models import Variant
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.models import Variant
 
 Dtype = Any

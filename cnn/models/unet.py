@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.layers import Conv, ConvTranspose, center_crop, norm_layer
 from cnn.models import Variant
 from cnn.ops.pool import max_pool

@@ -26,7 +26,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cnn.config import nearest
+from cnn.errors import nearest
 from cnn.ops import conv_forms, conv_weight_forms, onednn
 from cnn.ops.conv_forms import Geometry
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn.config import InputError
+from cnn.errors import InputError
 
 HIGHEST = jax.lax.Precision.HIGHEST  # bfloat16 products would drown quiet frequencies under loud ones
 

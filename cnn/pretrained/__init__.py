@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.pretrained import files
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
-from cnn.config import InputError
+from cnn.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 HUB = re.compile(r'hf:(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+))?')

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cnn import scripts
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 
 
 @dataclasses.dataclass(frozen=True)

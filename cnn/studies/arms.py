@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from cnn import config as configuration
-from cnn import scripts, tasks
-from cnn.config import Experiment, InputError, Spec, nearest
+from cnn import scripts, tasks, validation
+from cnn.config import Experiment, Spec
 from cnn.data import fitting, sources
+from cnn.errors import InputError, nearest
 from cnn.inspection import cost
 from cnn.studies import Arm, Study
 from cnn.studies.results import Cost
@@ -86,7 +87,7 @@ def load_base(study: Study) -> Experiment:
     """The base experiment. Raises InputError naming its file."""
     base = scripts.load(base_file(study), 'get_config', Experiment)
     try:
-        configuration.validate(base)
+        validation.validate(base)
     except InputError as error:
         raise InputError(f'{study.base}: {error}') from None
     return base
@@ -135,7 +136,7 @@ def _form(study: Study, base: Experiment, arm: Arm, splits: dict[str, Split], co
         if 'init_from' in arm.overrides:
             raise InputError(f'overrides init_from, and starts from arm {arm.start!r}; leave one of them out')
         given.init_from = arm.start  # whose runs have no folders yet
-    configuration.validate(given)
+    validation.validate(given)
     spec, config = programs.resolve_with_data(given)
     directions = tasks.build(config.task.name, **config.task.options).directions
     for metric in (study.metric, *study.also):

@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 from cnn import config as configuration
+from cnn import validation
 from cnn.config import Experiment
 from cnn.studies.arms import base_file
 from cnn.studies.plan import Plan, Run
@@ -31,9 +32,9 @@ def command(plan: Plan, run: Run, launcher: str = 'launch.py') -> str:
 def flag_text(given: Experiment, path: str, value: Any) -> str:
     """A value as the flag of its field takes it."""
     if '.options.' in path:
-        return value if isinstance(value, str) and configuration.literal(value) == value else repr(value)
+        return value if isinstance(value, str) and validation.literal(value) == value else repr(value)
     annotation = configuration.field_paths(given)[path]
-    value = configuration.conform(value, annotation)
+    value = validation.conform(value, annotation)
     if value is None:
         return 'none'
     if isinstance(value, tuple):

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cnn import config as configuration
-from cnn import tasks
-from cnn.config import Experiment, InputError, Spec
+from cnn import tasks, validation
+from cnn.config import Experiment, Spec
+from cnn.errors import InputError
 from cnn.studies import Study
 from cnn.studies import results as outcomes
 from cnn.studies.arms import Form, Split, find_splits, forms
@@ -144,7 +145,7 @@ def identify(config: Experiment, splits: Mapping[str, str]) -> str:
 def _run(study: Study, form: Form, seed: int, root: pathlib.Path, splits: dict[str, Split], start: Run | None) -> Run:
     config = copy.deepcopy(form.config)
     configuration.override(config, dict.fromkeys(study.seeded, seed), config)
-    configuration.validate(config)
+    validation.validate(config)
     name = form.arm.name
     if start:
         config.init_from = start.identity  # not its folder, which may be moved

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cnn.config import InputError, RunFailed, RunStopped
+from cnn.errors import InputError, RunFailed, RunStopped
 from cnn.studies.plan import Plan, Run
 from cnn.studies.progress import Progress
 from cnn.studies.results import DONE

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from cnn import tasks
-from cnn.config import Experiment, InputError, nearest, to_dict
+from cnn.config import Experiment, to_dict
+from cnn.errors import InputError, nearest
 from cnn.studies import Arm, Study
 from cnn.training.records import read_json, read_rows
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cnn import config as configuration
-from cnn.config import InputError, RunStopped, nearest
+from cnn.errors import InputError, RunStopped, nearest
 from cnn.scripts import ROOT
 from cnn.studies import slurm_jobs
 from cnn.studies.plan import Plan, Run

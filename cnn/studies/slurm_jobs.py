@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 
-from cnn.config import RunFailed
+from cnn.errors import RunFailed
 from cnn.studies.plan import Run
 from cnn.studies.slurm_task import locked
 

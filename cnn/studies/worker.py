@@ -30,8 +30,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cnn import config as configuration
-from cnn.config import InputError, RunStopped
+from cnn import validation
 from cnn.data import sources
+from cnn.errors import InputError, RunStopped
 from cnn.training import environment, pack, process, sharding
 from cnn.training.loop import Step, training
 from cnn.training.pack import NONE, Run
@@ -58,7 +59,7 @@ def _work(jobs: 'queue.SimpleQueue[Any]', stopped: Callable[[], bool], say: Say)
     prepared = False
     while job := jobs.get():
         if not prepared:
-            environment.prepare_jax(configuration.from_dict(job['runs'][0]['config']))
+            environment.prepare_jax(validation.from_dict(job['runs'][0]['config']))
             say('ready', platform=jax.default_backend(), devices=jax.device_count())
             prepared = True
         for part in [[run] for run in job['runs']] if job['strategy'] == NONE else [job['runs']]:
@@ -99,7 +100,7 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
                 end('done', name, metrics=folder.done['metrics'])
                 continue
             (folder.path / 'FAILED.json').unlink(missing_ok=True)
-            config = configuration.from_dict(run['config'])
+            config = validation.from_dict(run['config'])
             mesh = _mesh(config, place, job['strategy'])
             begun = training(config, sources.spec(config.data), mesh, folder, job.get('command', sys.argv))
             packed[name], meshes[name] = _followed(begun, name, say, finish), mesh

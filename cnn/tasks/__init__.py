@@ -26,7 +26,9 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from cnn.config import InputError, Spec, complete_options, nearest
+from cnn.config import Spec
+from cnn.errors import InputError, nearest
+from cnn.validation import complete_options
 
 Batch = Mapping[str, Any]
 Apply = Callable[..., tuple[Any, Any]]

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from cnn import pictures
-from cnn.config import InputError, Spec
+from cnn.config import Spec
+from cnn.errors import InputError
 from cnn.tasks import Apply, Batch, Pictures, Totals, ratios
 
 NOTHING_YET = -1  # stands before the first value; its one-hot code is zero

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from cnn import pictures
-from cnn.config import InputError, Spec, nearest
+from cnn.config import Spec
+from cnn.errors import InputError, nearest
 from cnn.tasks import Apply, Batch, Pictures, Totals, class_names, input_field, ratios
 
 CROSS_ENTROPIES = ('softmax', 'binary')

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from cnn.config import InputError, RunFailed
+from cnn.errors import InputError, RunFailed
 
 
 class DamagedCheckpoint(RunFailed):

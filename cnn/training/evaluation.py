@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cnn import config as configuration
-from cnn import pretrained, tasks
-from cnn.config import Experiment, InputError, Numbers, Spec
+from cnn import pretrained, tasks, validation
+from cnn.config import Experiment, Numbers, Spec
 from cnn.data import fitting, sources
 from cnn.data.batches import Batches, eval_indices, num_eval_steps
+from cnn.errors import InputError
 from cnn.pretrained import Imported, files
 from cnn.tasks import Pictures
 from cnn.training import program as programs
@@ -76,7 +76,7 @@ def read_config(folder: pathlib.Path) -> Experiment:
     record = read_json(folder / 'run.json')
     if record is None:
         raise InputError(f'{folder}: is no run folder (it has no run.json)')
-    return configuration.from_dict(record['config'])
+    return validation.from_dict(record['config'])
 
 
 def load_run(folder: pathlib.Path, mesh: Mesh) -> tuple[Experiment, Program, Numbers, TrainState, int]:

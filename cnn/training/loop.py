@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from cnn import config as configuration
-from cnn.config import Experiment, InputError, RunStopped, Spec
+from cnn.config import Experiment, Spec
 from cnn.data.batches import train_indices
+from cnn.errors import InputError, RunStopped
 from cnn.training import process, teachers
 from cnn.training import program as programs
 from cnn.training.checkpoints import Checkpoints

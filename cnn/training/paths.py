@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn import config
-from cnn.config import InputError, Numbers
+from cnn.config import Numbers
+from cnn.errors import InputError
 
 ALWAYS, NEVER = 'always', 'never'  # when a parameter learns; else the index of its entry in `unfreeze`
 # Modules without a number before the first stage; all others, and decoders, count with the head.

@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 
 from cnn import config as configuration
 from cnn import models, tasks
-from cnn.config import Experiment, InputError, Numbers, Spec
+from cnn.config import Experiment, Numbers, Spec
 from cnn.data import augment, fitting, sources
+from cnn.errors import InputError, nearest
 from cnn.ops import conv, norm
 from cnn.training import optimizers, paths, schedules, sharding
 from cnn.training.distillation import Teacher
@@ -65,13 +66,13 @@ def resolve(config: Experiment, spec: Spec) -> Experiment:
     for split in (config.data.train_split, config.data.validation_split, config.data.test_split):
         for name in re.findall(r'(?:^|\+)\s*(\w+)', split or ''):
             if spec.num_examples and name not in (*spec.num_examples, 'all'):
-                raise configuration.nearest(f'split of data set {config.data.name}', name, spec.num_examples)
+                raise nearest(f'split of data set {config.data.name}', name, spec.num_examples)
     if config.allow_partial is not None and config.init_from is None:
         raise InputError(
             f'config.allow_partial={config.allow_partial!r}: needs config.init_from, whose names it is about'
         )
     if config.eval.metric not in (None, *task.directions):
-        raise configuration.nearest(f'metric of task {config.task.name}', str(config.eval.metric), task.directions)
+        raise nearest(f'metric of task {config.task.name}', str(config.eval.metric), task.directions)
     gives_logits = getattr(task, 'gives_logits', False)
     if config.eval.views != 'one' and not (gives_logits and 'image' in prepared.shapes):
         raise InputError(f'config.eval.views={config.eval.views!r}: is for one label for each image; set it to one')

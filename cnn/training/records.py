@@ -33,8 +33,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from cnn import config as configuration
-from cnn import pictures
-from cnn.config import Experiment, InputError, RunFailed
+from cnn import pictures, validation
+from cnn.config import Experiment
+from cnn.errors import InputError, RunFailed
 from cnn.training import sharding
 
 T = TypeVar('T')
@@ -130,7 +131,7 @@ class RunFolder:
 
     def _changes(self, record: Any, config: Experiment, data: Any, environment: Any) -> dict[str, Any]:
         """What differs from the record, as name: [then, now]."""
-        changes = configuration.differences(configuration.from_dict(record['config']), config)
+        changes = configuration.differences(validation.from_dict(record['config']), config)
         for path, (old, new) in changes.items():
             if path not in configuration.RESUMABLE and not (path == 'init_from' and self._moved_with(old, new)):
                 raise InputError(

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cnn.config import Experiment, InputError
+from cnn.config import Experiment
+from cnn.errors import InputError
 
 
 def make_mesh(config: Experiment) -> Mesh:

@@ -8,8 +8,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from cnn import tasks
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, Spec
 from cnn.data import augment, sources
+from cnn.errors import InputError
 from cnn.training.checkpoints import checksums
 from cnn.training.distillation import Teacher
 from cnn.training.evaluation import load_run, read_config

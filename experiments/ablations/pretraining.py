@@ -62,7 +62,7 @@ p = .047; the other differences are not shown. That tuned is worse with more lab
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cnn.config import InputError, nearest
+from cnn.errors import InputError, nearest
 from cnn.studies import Arm, Study
 
 LABELS = 1, 5, 50  # of each class

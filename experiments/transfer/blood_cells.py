@@ -17,7 +17,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from cnn.config import Experiment, InputError
+from cnn.config import Experiment
+from cnn.errors import InputError
 
 FLAGS = flags.FLAGS
 SIDE = 64  # pixels of a crop

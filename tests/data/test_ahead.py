@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from cnn.config import RunFailed
 from cnn.data.ahead import Ahead
+from cnn.errors import RunFailed
 
 
 def test_items_are_made_ahead_and_not_for_ever():

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from cnn.config import Data, InputError
+from cnn.config import Data
 from cnn.data import sources
+from cnn.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (40, 6, 5), np.uint8)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from cnn import config
 from cnn.data import augment
+from cnn.errors import InputError
 
 
 def test_prepare_scales_resizes_and_normalises():
@@ -29,7 +30,7 @@ def test_prepared_spec_is_what_prepare_makes():
     assert {field: value.shape[1:] for field, value in prepared.items()} == dict(found.shapes)
     assert {field: str(value.dtype) for field, value in prepared.items()} == dict(found.dtypes)
     assert found.normalized
-    with pytest.raises(config.InputError, match='1 numbers'):
+    with pytest.raises(InputError, match='1 numbers'):
         augment.prepared_spec(spec, config.Data(mean=(0.5, 0.5), std=(1.0, 1.0)))
 
 
@@ -117,9 +118,9 @@ def test_an_operation_draws_the_same_whatever_else_is_on():
 
 def test_the_spec_says_what_is_missing():
     spec = config.Spec({'image': (-1, -1, -1), 'semantic': (-1, -1)}, {'image': 'uint8'}, {}, {})
-    with pytest.raises(config.InputError, match=r'config\.data\.image_size'):
+    with pytest.raises(InputError, match=r'config\.data\.image_size'):
         augment.prepared_spec(spec, config.Data())
-    with pytest.raises(config.InputError, match=r'config\.data\.channels'):
+    with pytest.raises(InputError, match=r'config\.data\.channels'):
         augment.prepared_spec(spec, config.Data(image_size=(4, 5)))
     found = augment.prepared_spec(spec, config.Data(image_size=(4, 5), test_size=(6, 6), channels=3))
     assert found.shapes == {'image': (4, 5, 3), 'semantic': (4, 5)}

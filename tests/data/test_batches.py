@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from cnn import config
-from cnn.config import Data, InputError, RunFailed, Spec
+from cnn.config import Data, Spec
 from cnn.data import batches as batching
 from cnn.data import decoding, fitting, sources
 from cnn.data.batches import Batches, eval_indices, num_eval_steps, train_indices
 from cnn.data.decoding import Unreadable
 from cnn.data.fitting import Fit
+from cnn.errors import InputError, RunFailed
 from cnn.training.sharding import batch_sharding, make_mesh
 
 CROPPED = Fit(crop_scale=(0.2, 1.0), seed=4)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn.config import Data, InputError
+from cnn.config import Data
 from cnn.data import coco, files, sources
+from cnn.errors import InputError
 
 BCCD = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'bccd'
 CATEGORIES = [{'id': 7, 'name': 'ship'}, {'id': 3, 'name': 'buoy'}]

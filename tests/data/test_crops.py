@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from cnn import config
-from cnn.config import Data, Experiment, InputError, Spec
+from cnn.config import Data, Experiment, Spec
 from cnn.data import crops, decoding, fitting, jpeg
 from cnn.data.crops import Window
 from cnn.data.decoding import Unreadable
+from cnn.errors import InputError
 
 REFERENCE = json.loads((pathlib.Path(__file__).parent / 'references' / 'crops.json').read_text())
 RATIO = (3 / 4, 4 / 3)

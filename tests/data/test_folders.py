@@ -6,9 +6,10 @@ import pytest
 import scipy.io.wavfile
 from PIL import Image
 
-from cnn.config import Data, InputError
+from cnn.config import Data
 from cnn.data import sources
 from cnn.data.decoding import Unreadable
+from cnn.errors import InputError
 
 
 def png(shape=(4, 5, 3)):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn.config import Data, InputError, Spec
+from cnn.config import Data, Spec
 from cnn.data import files, sources
 from cnn.data.decoding import Unreadable
 from cnn.data.files import FileSource, Listing, Table
+from cnn.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
 

@@ -7,8 +7,9 @@ import scipy.io.wavfile
 from PIL import Image
 
 from cnn import config
-from cnn.config import Data, Experiment, InputError
+from cnn.config import Data, Experiment
 from cnn.data import overview, sheets, sources
+from cnn.errors import InputError
 
 ONLY_TRAIN = {'validation_split': None, 'test_split': None}
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn.config import Data, InputError
+from cnn.config import Data
 from cnn.data import files, sources
 from cnn.data.decoding import Unreadable
+from cnn.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
 

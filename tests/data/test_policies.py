@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from cnn import config
+from cnn import config, validation
 from cnn.data import policies
 from cnn.data.autoaugment import POLICIES
 
@@ -149,7 +149,7 @@ def test_autoaugment_draws_as_published(name):
     assert_shares(steps[0][0] * 15 + steps[1][0], pairs.ravel())
 
 
-@pytest.mark.parametrize('policy', config.CHOICES['augment.policy'][1:])
+@pytest.mark.parametrize('policy', validation.CHOICES['augment.policy'][1:])
 def test_every_policy_changes_most_images_and_takes_masks_and_boxes_along(policy):
     count = 40
     mask = np.zeros((count, 24, 24), bool)

@@ -16,9 +16,9 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from cnn import datasets
-from cnn.config import InputError
 from cnn.data import decoding, prepared, records
 from cnn.data.decoding import Unreadable
+from cnn.errors import InputError
 
 # A user's data set, in a file that only the process which prepares it can import.
 MY_SET = """

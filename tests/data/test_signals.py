@@ -7,6 +7,7 @@ import pytest
 
 from cnn import config
 from cnn.data import augment, signals
+from cnn.errors import InputError
 
 KEY = jax.random.key(0)
 SPECTROGRAM = config.Spectrogram(bands=8, window=64, hop=32, low=0.0)
@@ -129,7 +130,7 @@ def test_spectrogram_takes_the_place_of_the_signal():
 )
 def test_signals_that_give_no_spectrogram_are_refused(shapes, rate, message):
     spec = config.Spec(shapes, dict.fromkeys(shapes, 'float32'), {}, {})
-    with pytest.raises(config.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         signals.prepared_spec(spec, SPECTROGRAM, rate)
 
 
@@ -179,7 +180,7 @@ def _prepare(batch, key, numbers, settings):
 )
 def test_augmentation_that_the_data_cannot_have_is_refused(shapes, settings, message):
     spec = config.Spec(shapes, {}, {}, {})
-    with pytest.raises(config.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         augment.check(config.Augment(**settings), spec, spec, ('image', 'label'))
 
 
@@ -187,7 +188,7 @@ def test_mixing_needs_a_task_that_reads_labels():
     spec = config.Spec({'image': (8, 8, 1)}, {}, {}, {})
     augment.check(config.Augment(mixup=0.2), spec, spec, ('image', 'label'))
     for name in ('mixup', 'cutmix'):
-        with pytest.raises(config.InputError, match=f'{name}: mixes labels; the task reads image, semantic'):
+        with pytest.raises(InputError, match=f'{name}: mixes labels; the task reads image, semantic'):
             augment.check(config.Augment(**{name: 0.2}), spec, spec, ('image', 'semantic'))
 
 

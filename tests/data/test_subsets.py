@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from cnn.config import InputError, Spec
+from cnn.config import Spec
 from cnn.data import subsets
+from cnn.errors import InputError
 
 
 class Letters:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from official_files import contents
 
-from cnn.config import InputError
 from cnn.data import prepared
 from cnn.datasets import _archives
+from cnn.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 

@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from official_files import contents, idx, record, tar
 from PIL import Image
 
-from cnn.config import InputError
 from cnn.data import prepared
 from cnn.datasets import _archives, _pictures, cifar100
+from cnn.errors import InputError
 
 SETS = ['mnist', 'fashion_mnist', 'cifar10', 'cifar100']
 VERSIONS = {'mnist': '3.0.1', 'fashion_mnist': '3.0.1', 'cifar10': '3.0.2', 'cifar100': '3.0.2'}

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnn import config
+from cnn import config, validation
 from cnn.data import policies
 from experiments.benchmarks import augmentation, sidebyside
 
@@ -15,7 +15,7 @@ def test_every_policy_and_operation_of_images_has_a_row():
     for field in ('flip', 'shift', 'crop_scale', 'translate', 'rotate', 'shear', 'brightness', 'contrast', 'hue'):
         assert field in fields
     policies = {row.get('policy') for row in augmentation.ROWS.values()} - {None}
-    assert policies == set(config.CHOICES['augment.policy']) - {'none'}
+    assert policies == set(validation.CHOICES['augment.policy']) - {'none'}
 
 
 @pytest.mark.parametrize('name', ['shift', 'invert'])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from experiments.transfer import blood_cells
 
 

@@ -17,8 +17,9 @@ import pytest
 
 import launch
 from cnn import config as configuration
-from cnn import models, pretrained
-from cnn.config import InputError, Spec
+from cnn import models, pretrained, validation
+from cnn.config import Spec
+from cnn.errors import InputError
 from cnn.inspection import describe
 from cnn.training import optimizers, program, schedules, sharding
 from cnn.training.state import TRAIN, stream
@@ -106,10 +107,10 @@ def table(file):
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_every_name_and_option_exists(recipe):
     config, spec = load(recipe), spec_of(recipe)
-    configuration.validate(config)
+    validation.validate(config)
     resolved = program.resolve(config, spec)
     assert resolved.model.options.items() >= config.model.options.items()
-    assert configuration.from_dict(configuration.to_dict(resolved)) == resolved
+    assert validation.from_dict(configuration.to_dict(resolved)) == resolved
 
 
 @pytest.mark.parametrize('file', [file for file, arguments in ARGUMENTS.items() if len(arguments) > 1])

@@ -10,8 +10,9 @@ import pytest
 
 import launch
 from cnn import models
-from cnn.config import Data, Experiment, InputError, Spec
+from cnn.config import Data, Experiment, Spec
 from cnn.data import sources
+from cnn.errors import InputError
 from cnn.inspection import benchmark, describe
 from cnn.training import program, sharding
 

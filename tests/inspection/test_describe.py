@@ -12,8 +12,9 @@ from flax import linen as nn
 
 import launch
 from cnn import models
-from cnn.config import Data, Experiment, InputError
+from cnn.config import Data, Experiment
 from cnn.data import sources
+from cnn.errors import InputError
 from cnn.inspection import describe
 from cnn.training import program, sharding
 

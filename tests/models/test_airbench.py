@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.models import airbench
 
 IMAGES = np.random.default_rng(0).standard_normal((20, 9, 8, 3), 'float32').cumsum(1).cumsum(2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnn import models, pretrained
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.models.alexnet import local_response_norm
 
 TINY = {'widths': (4, 4, 4, 4, 4), 'grid': 1, 'hidden': (8,)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.models.coatnet import RelativePosition
 
 TINY = {'stages': 'CT', 'depths': (1, 2), 'widths': (4, 16), 'stem_width': 4, 'head_width': 8}

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 
 TINY = {'depths': (1, 2), 'widths': (4, 8)}
 X = np.random.default_rng(0).standard_normal((2, 16, 16, 3), 'float32')

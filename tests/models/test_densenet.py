@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnn import models, pretrained
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.inspection import cost
 
 TINY = {'depths': (2, 3), 'growth_rate': 4, 'stem_width': 6, 'stem': '3x3'}

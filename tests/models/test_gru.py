@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.inspection.describe import describe
 from tests.models.references import formula
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.models.lenet import CONNECTIONS, PartialConv, Subsampling, digit_codes
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 1), 'float32')

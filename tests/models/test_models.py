@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 
 NAMES = models.names()
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.inspection import describe
 from cnn.models.plain import LocalConv
 

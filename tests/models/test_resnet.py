@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.layers import conv_layer, norm_layer
 from cnn.models.resnet import Block
 

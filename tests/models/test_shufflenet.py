@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.inspection import cost
 from cnn.layers import conv_layer, norm_layer
 from cnn.models.shufflenet import UnitV1, UnitV2, channel_shuffle

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 
 
 def shapes(size, **options):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.layers import conv_layer, norm_layer
 from cnn.models.squeezenet import Fire, odd_sides
 from cnn.ops.pool import max_pool

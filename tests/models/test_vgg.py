@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnn import models, pretrained
-from cnn.config import InputError
+from cnn.errors import InputError
 
 
 def abstract(size=224, name='vgg/16', **options):

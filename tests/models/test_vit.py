@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from cnn import models
-from cnn.config import InputError
+from cnn.errors import InputError
 
 TINY = {'patch_size': 4, 'width': 8, 'depth': 2, 'heads': 2, 'mlp_width': 16}
 X = np.random.default_rng(0).standard_normal((2, 8, 12, 3), 'float32')

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.ops import conv as ops
 from cnn.ops import conv_forms, conv_weight_forms, onednn
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose, forced

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.ops import spectrogram
 
 LIBROSA = pathlib.Path(__file__).parent / 'references' / 'mel.json'  # made by make_mel.py there

@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 
 import launch
-from cnn import models, pretrained
+from cnn import models, pretrained, verbs
+from cnn.errors import InputError
 from cnn.pretrained import files
 from tests.models.references import formula
 from tests.test_launch import process, said
@@ -124,12 +125,12 @@ def test_allow_partial_is_a_field_of_the_configuration():
     ],
 )
 def test_a_mistake_is_refused_before_a_device_is_started(arguments, message, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(launch, 'prepare_jax', lambda config: pytest.fail('a device was started'))
+    monkeypatch.setattr(verbs, 'prepare_jax', lambda config: pytest.fail('a device was started'))
     verb = [] if arguments.split()[0] in launch.VERBS else ['train', f'--workdir={tmp_path}']
     argv = ['launch.py', *verb, *arguments.split()]
     try:
         code = launch.main(launch.parse(argv, flags.FlagValues()))
-    except launch.InputError as error:
+    except InputError as error:
         code = launch.fail(error)
     output = capsys.readouterr()
     assert (code, output.out) == (2, '')

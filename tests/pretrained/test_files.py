@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.pretrained import files
 
 ARRAYS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cnn import models, pretrained
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.pretrained import Naming, files
 from tests.models.references import formula
 

@@ -13,9 +13,10 @@ from absl import flags
 
 import launch
 from cnn import config as configuration
-from cnn import scripts, studies
-from cnn.config import Experiment, InputError
+from cnn import scripts, studies, verbs
+from cnn.config import Experiment
 from cnn.data import augment, sources
+from cnn.errors import InputError
 from cnn.inspection import describe
 from cnn.studies import Arm, Study, arms, overview
 from cnn.studies import plan as plans
@@ -411,7 +412,7 @@ def test_a_printed_command_makes_the_same_run_in_the_same_folder(make, base):
         parsed = launch.parse(argv, flags.FlagValues())
         assert parsed.verb == 'train'
         assert parsed.workdir == run.folder
-        assert launch.resolve(parsed.config) == (run.spec, run.config)
+        assert verbs.resolve(parsed.config) == (run.spec, run.config)
 
 
 @pytest.mark.parametrize('value', ['3', 'true', 'None', "it's", 'a b', '', (1,), [1, 'a'], None, True, -1.5, 1e-07])

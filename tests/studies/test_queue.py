@@ -10,7 +10,8 @@ import types
 
 import pytest
 
-from cnn.config import Experiment, InputError, RunFailed, RunStopped, set_value
+from cnn.config import Experiment, set_value
+from cnn.errors import InputError, RunFailed, RunStopped
 from cnn.scripts import ROOT
 from cnn.studies import Arm, Study, queue, workers
 from cnn.studies.queue import Options

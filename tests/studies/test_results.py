@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from made_study import AGAINST, FAILING, Run, made_study, small_results, write_run
 
-from cnn.config import Experiment, InputError, set_value
+from cnn.config import Experiment, set_value
+from cnn.errors import InputError
 from cnn.studies import Arm, Study
 from cnn.studies.results import collect, environment, from_folders, read
 

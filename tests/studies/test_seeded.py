@@ -7,8 +7,10 @@ import pytest
 from absl import flags
 
 import launch
-from cnn.config import Experiment, InputError, set_value
+from cnn import verbs
+from cnn.config import Experiment, set_value
 from cnn.data import sources
+from cnn.errors import InputError
 from cnn.studies import Arm, Study, plan
 from cnn.studies.commands import commands
 from cnn.studies.results import collect, environment, from_folders
@@ -56,7 +58,7 @@ def test_printed_commands_set_what_a_seed_sets(base):
     made = make(base, Arm('a'), seeds=(7,))
     (line,) = commands(made)
     parsed = launch.parse(shlex.split(line)[1:], flags.FlagValues())
-    assert launch.resolve(parsed.config) == (made.runs[0].spec, made.runs[0].config)
+    assert verbs.resolve(parsed.config) == (made.runs[0].spec, made.runs[0].config)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ import pytest
 import start_slurm
 
 import launch
-from cnn.config import Experiment, InputError, RunFailed, RunStopped, to_dict
+from cnn.config import Experiment, to_dict
+from cnn.errors import InputError, RunFailed, RunStopped
 from cnn.studies import slurm, slurm_jobs
 from cnn.studies.slurm import Settings
 from cnn.studies.slurm_task import Task

@@ -8,7 +8,9 @@ from absl import flags
 
 import launch
 from cnn import config as configuration
-from cnn.config import Experiment, InputError
+from cnn import verbs
+from cnn.config import Experiment
+from cnn.errors import InputError
 from cnn.studies import Arm, Study, overview, plan, tables, worker
 from cnn.studies.commands import commands
 from cnn.studies.results import collect, from_folders
@@ -102,7 +104,7 @@ def test_commands_come_in_an_order_that_works_and_say_from_where(make):
     for line, run in zip(commands(made), made.runs, strict=True):
         parsed = launch.parse(shlex.split(line)[1:], flags.FlagValues())
         assert (parsed.workdir, parsed.config.init_from) == (run.folder, run.config.init_from)
-        assert launch.resolve(parsed.config)[1] == run.config
+        assert verbs.resolve(parsed.config)[1] == run.config
     assert [run.arm for run in made.runs] == ['first', 'still']
 
 

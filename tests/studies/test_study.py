@@ -1,6 +1,6 @@
 import pytest
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.studies import Arm, Study
 
 

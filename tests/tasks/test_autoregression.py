@@ -9,7 +9,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from cnn import models, pictures, tasks
-from cnn.config import InputError, Spec
+from cnn.config import Spec
+from cnn.errors import InputError
 from cnn.ops.conv import forced
 from cnn.tasks.autoregression import Autoregression, shifted
 from cnn.training.step import apply_function

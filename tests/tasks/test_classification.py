@@ -11,7 +11,8 @@ import scipy.ndimage
 import sklearn.metrics
 
 from cnn import pictures, tasks
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, Spec
+from cnn.errors import InputError
 from cnn.tasks.classification import Classification, moved
 from cnn.training import program
 

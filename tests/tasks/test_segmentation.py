@@ -7,7 +7,8 @@ import pytest
 import sklearn.metrics
 
 from cnn import pictures, tasks
-from cnn.config import InputError, Spec
+from cnn.config import Spec
+from cnn.errors import InputError
 from cnn.tasks.segmentation import Segmentation, intersection_over_union
 
 NAMES = ('ground', 'road', 'tree')

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.training.checkpoints import Checkpoints, DamagedCheckpoint, checksums
 
 

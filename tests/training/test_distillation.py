@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn.config import Experiment, InputError
+from cnn import validation
+from cnn.config import Experiment
 from cnn.data import sources
+from cnn.errors import InputError
 from cnn.tasks.classification import Classification
 from cnn.training import evaluation, loop, program, sharding, teachers
 from cnn.training.distillation import Distilled
@@ -66,7 +68,7 @@ def student(teacher, **settings):
 
 def run(config, folder):
     spec = sources.spec(config.data)
-    configuration.validate(config)
+    validation.validate(config)
     config = program.resolve(config, spec)
     return loop.train_and_evaluate(config, spec, sharding.make_mesh(config), RunFolder(folder), [])
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn import tasks
-from cnn.config import Data, Experiment, RunFailed, RunStopped
+from cnn import tasks, validation
+from cnn.config import Data, Experiment
 from cnn.data import sources
+from cnn.errors import InputError, RunFailed, RunStopped
 from cnn.training import evaluation, loop, program, sharding
 from cnn.training.checkpoints import Checkpoints
 from cnn.training.records import RunFolder, read_rows
@@ -112,7 +113,7 @@ def experiment(**settings):
 
 def run(config, folder, profile=None):
     spec = sources.spec(config.data)
-    configuration.validate(config)
+    validation.validate(config)
     resolved = program.resolve(config, spec)
     return loop.train_and_evaluate(resolved, spec, sharding.make_mesh(config), RunFolder(folder), [], profile)
 
@@ -155,7 +156,7 @@ def test_a_finished_run_is_not_repeated_and_a_longer_one_goes_on(tmp_path):
     assert steps == list(range(1, 16))
     record = json.loads((tmp_path / 'run.json').read_text())
     assert record['history'][-1]['changed'] == {'config.train.duration': ['10', '15']}
-    with pytest.raises(configuration.InputError, match='is 12 steps; the run is at 15 already'):
+    with pytest.raises(InputError, match='is 12 steps; the run is at 15 already'):
         run(experiment(train__duration='12'), tmp_path)
 
 
@@ -227,7 +228,7 @@ def test_init_from_starts_with_the_evaluated_weights_of_another_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     other = experiment(init_from=str(tmp_path / 'first'))
     other.model.options['hidden'] = 9
-    with pytest.raises(configuration.InputError, match=r'init_from.*shape'):
+    with pytest.raises(InputError, match=r'init_from.*shape'):
         run(other, tmp_path / 'third')
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn.config import Experiment, InputError, Spec
+from cnn.config import Experiment, Spec
+from cnn.errors import InputError
 from cnn.tasks.classification import Classification
 from cnn.training import paths, program, sharding
 from cnn.training.checkpoints import Checkpoints

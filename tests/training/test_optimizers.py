@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn import config
+from cnn import config, validation
 from cnn.config import split_numbers
 from cnn.training import muon, optimizers
 
@@ -79,7 +79,7 @@ def test_trajectory_is_that_of_the_reference(name):
 
 
 def test_every_kind_of_optimizer_has_a_reference():
-    assert {reference['ours']['name'] for reference in REFERENCES.values()} == set(config.CHOICES['optimizer.name'])
+    assert {reference['ours']['name'] for reference in REFERENCES.values()} == set(validation.CHOICES['optimizer.name'])
 
 
 def test_momentum_of_lars_holds_the_learning_rate_of_each_step():

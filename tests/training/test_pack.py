@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn.config import Experiment, RunFailed, RunStopped
+from cnn.config import Experiment
 from cnn.data import sources
+from cnn.errors import RunFailed, RunStopped
 from cnn.training import loop, pack, program, sharding
 from cnn.training.records import RunFolder, read_rows
 

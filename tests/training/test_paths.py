@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnn import config, models
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.training import paths
 
 PARAMS = {

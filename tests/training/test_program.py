@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn.config import Data, Experiment, InputError
+from cnn.config import Data, Experiment
 from cnn.data import sources
 from cnn.data.batches import Rows
+from cnn.errors import InputError
 from cnn.tasks.classification import Classification
 from cnn.training import evaluation, optimizers, program, sharding
 from cnn.training.state import TRAIN, create_train_state, stream

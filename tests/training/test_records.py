@@ -18,7 +18,9 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from cnn import config as configuration
-from cnn.config import Experiment, InputError, RunFailed
+from cnn import validation
+from cnn.config import Experiment
+from cnn.errors import InputError, RunFailed
 from cnn.training import records, sharding
 from cnn.training.records import Recorder, RunFolder, code_revision, finite, read_rows
 
@@ -34,7 +36,7 @@ def changed(path, value):
 def test_run_json_tells_what_the_run_was(tmp_path):
     RunFolder(tmp_path).begin(changed('seed', 3), ['launch.py', '--config.seed=3'], DATA)
     record = json.loads((tmp_path / 'run.json').read_text())
-    assert configuration.from_dict(record['config']) == changed('seed', 3)
+    assert validation.from_dict(record['config']) == changed('seed', 3)
     assert record['data'] == DATA
     assert record['packages']['jax']
     assert record['packages']['python'].startswith('3.')

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnn import config
+from cnn import config, validation
 from cnn.config import split_numbers
 from cnn.training import schedules
 
@@ -31,7 +31,7 @@ def test_every_step_has_the_rate_of_pytorchs_schedule(name):
 
 
 def test_every_schedule_has_a_reference_or_a_closed_form_here():
-    assert REFERENCES.keys() | {'inverse_sqrt'} == set(config.CHOICES['schedule.name'])
+    assert REFERENCES.keys() | {'inverse_sqrt'} == set(validation.CHOICES['schedule.name'])
 
 
 def test_inverse_sqrt_is_that_of_the_transformer_with_its_peak_at_the_last_step_of_the_warmup():
@@ -62,7 +62,7 @@ def test_step_multiplies_at_each_boundary_after_a_warmup_too():
     np.testing.assert_allclose(found, [1, 2, 2, 0.2, 0.2, 0.02, 0.02], rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', config.CHOICES['schedule.name'])
+@pytest.mark.parametrize('name', validation.CHOICES['schedule.name'])
 def test_every_schedule_is_traced_in_step_and_numbers(name):
     schedule = config.Schedule(name=name, final=0.1, power=2.0, start=0.1)
     numbers = numbers_of(schedule, warmup=2, every=3, boundaries=[3])

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from cnn import config
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.training import sharding
 
 

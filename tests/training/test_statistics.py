@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from cnn import config as configuration
-from cnn import models
-from cnn.config import Experiment, InputError
+from cnn import models, validation
+from cnn.config import Experiment
 from cnn.data import sources
 from cnn.data.batches import train_indices
+from cnn.errors import InputError
 from cnn.training import evaluation, loop, program, recalibration, sharding
 from cnn.training.records import RunFolder, read_rows
 from cnn.training.state import TRAIN, stream
@@ -23,7 +24,7 @@ def experiment(**settings):
     config.train.duration, config.eval.every, config.log.every = '6', '3', '1'
     for path, value in settings.items():
         configuration.set_value(config, path.replace('__', '.'), value)
-    configuration.validate(config)
+    validation.validate(config)
     return config
 
 

@@ -8,7 +8,9 @@ import pytest
 from absl import flags
 
 import launch
+from cnn import verbs
 from cnn.data import sources
+from cnn.errors import InputError
 from cnn.training import evaluation, sharding
 
 NETWORK = [
@@ -21,12 +23,12 @@ NETWORK = [
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs a command in this process: the exit code, standard output and standard error."""
-    monkeypatch.setattr(launch, 'prepare_jax', lambda config: None)
+    monkeypatch.setattr(verbs, 'prepare_jax', lambda config: None)
 
     def run(*arguments):
         try:
             code = launch.main(launch.parse(['launch.py', *arguments], flags.FlagValues()))
-        except launch.InputError as error:
+        except InputError as error:
             code = launch.fail(error)
         return code, *capsys.readouterr()
 

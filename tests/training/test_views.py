@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn.config import Experiment, InputError
+from cnn.config import Experiment
 from cnn.data import sources
+from cnn.errors import InputError
 from cnn.training import program, sharding
 from cnn.training.views import VIEWS, averaged
 
