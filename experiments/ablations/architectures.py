@@ -32,7 +32,7 @@ Measured: test accuracy of the last state, 10 seeds.
     attention, permuted                   .8864   .8763 - .8965   attention             -.004 (-.021  .012)         1
     recurrence over rows, permuted        .9308   .9224 - .9392   recurrence over rows  -.016 (-.028 -.005)      .023
 
-133 seconds on 2 CPU cores (CPU seconds / 2, beside other work).
+177 seconds on 2 CPU cores.
 
 As the paper says, attention is behind convolution, and further with fewer images: by 7 points, then by 17. It is behind
 dense layers too, and to lose its neighbours costs it nothing that can be told, while it costs the CNN 3 points and the

@@ -11,7 +11,7 @@ channels and 40,314 parameters; the others are as wide (nowhere 25,978, middle 1
 wider, with as many parameters within 1 %. Learning rates of .002, .006 and .02 were compared by the loss on the
 validation split, two seeds, over both widths: .006 is best for dense first, .02 for the others.
 
-97 seconds on 2 CPU cores. Test accuracy over seeds 0 to 11; differences are from dense last:
+112 seconds on 2 CPU cores. Test accuracy over seeds 0 to 11; differences are from dense last:
 
 | arm                    | accuracy |  95 % interval | difference |    95 % interval | p (Holm) |
 | ---------------------- | -------: | -------------: | ---------: | ---------------: | -------: |

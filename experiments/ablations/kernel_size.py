@@ -24,7 +24,7 @@ Measured: test accuracy, 10 seeds, with what a training step of 128 digits takes
     one 7x7                        26,138    11      .9750    .9702 - .9798   three 3x3  -.0042 (-.0117 .0034)     .949
     one 7x7, narrower              20,128    16      .9694    .9648 - .9741   three 3x3  -.0097 (-.0145 -.0049)    .029
 
-183 seconds on 2 CPU cores (CPU seconds / 2, beside other work).
+134 seconds on 2 CPU cores.
 
 So the mean of each large kernel is below its stack's, as in the paper, but a difference is shown for one pair alone:
 three 3x3 against a 7x7 with about as many parameters, by 1.0 point. That it is rectification that helps is not seen:

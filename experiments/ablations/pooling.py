@@ -10,7 +10,7 @@ moves by a pixel; 202 steps of 128 with AdamW and no validation. Learning rates 
 compared by the loss on the validation split, three seeds: .1 is best for max pool and the further layers; for the layer
 before .03, .1 and .3 are alike. The others have .1, too.
 
-108 seconds on 2 CPU cores. Test accuracy over seeds 0 to 15; differences are from max pool, with p = 1 (Holm) for each:
+84 seconds on 2 CPU cores. Test accuracy over seeds 0 to 15; differences are from max pool, with p = 1 (Holm) for each:
 
 | arm                   | accuracy |  95 % interval | difference |    95 % interval | parameters | multiply-adds |
 | --------------------- | -------: | -------------: | ---------: | ---------------: | ---------: | ------------: |

@@ -11,7 +11,7 @@ and 1.25 times the side, near to the paper's 1.4, 1.2 and 1.3. All train for 202
 between the .02 and .05 that did equally well on the validation split, over the base and the forms x4; .002 and .006 do
 no better.
 
-152 seconds on 2 CPU cores. Test accuracy over seeds 0 to 8:
+177 seconds on 2 CPU cores. Test accuracy over seeds 0 to 8:
 
 | arm           | multiply-adds | accuracy |  95 % interval | against     | difference |  95 % interval | p (Holm) |
 | ------------- | ------------: | -------: | -------------: | ----------- | ---------: | -------------: | -------: |

@@ -23,7 +23,7 @@ Measured: test accuracy, 8 seeds, with what a training step of 128 digits takes 
     separable, equal multiply-adds   full                         -.0017   -.0073 - +.0038         1
     full, thin                       separable, equal width       -.0010   -.0126 - +.0105         1
 
-128 seconds on 2 CPU cores (CPU seconds / 2, beside other work).
+100 seconds on 2 CPU cores.
 
 So at equal width the loss is much like the paper's, 1.4 points against 1.1, for 6.2 times fewer multiply-adds (8 to 9
 times need more channels). But a thin network of full convolutions, which the paper does not compare, has as few, and no

@@ -13,7 +13,7 @@ which are the same for all seeds, and from all without the base's random shifts 
 over both numbers of images, with shifts: .006 is best for the wide local and dense ones, .02 for convolutions, .05 for
 the narrow ones.
 
-180 seconds on 2 CPU cores. Test accuracy over seeds 0 to 11; differences are from the convolution with the same data:
+186 seconds on 2 CPU cores. Test accuracy over seeds 0 to 11; differences are from the convolution with the same data:
 
 | arm                          | accuracy |  95 % interval | difference |    95 % interval | p (Holm) |
 | ---------------------------- | -------: | -------------: | ---------: | ---------------: | -------: |
