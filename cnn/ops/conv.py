@@ -27,7 +27,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from cnn.errors import nearest
-from cnn.ops import conv_forms, conv_weight_forms, onednn
+from cnn.ops import conv_forms, conv_input_forms, conv_weight_forms, onednn
 from cnn.ops.conv_forms import Geometry
 
 FORMS = ('auto', 'portable', 'plain')
@@ -261,7 +261,7 @@ def _has_library(context: mlir.LoweringRuleContext) -> bool:
 
 
 _forward_p = _primitive('conv', _forward_shape, _plain_forward, _forward)
-_input_p = _primitive('conv_input', _input_shape, conv_forms.plain_input, conv_forms.input)
+_input_p = _primitive('conv_input', _input_shape, conv_input_forms.plain_input, conv_input_forms.input)
 _weight_p = _primitive('conv_weight', _weight_shape, conv_weight_forms.plain_weight, conv_weight_forms.weight)
 
 

@@ -1,8 +1,8 @@
-"""The forms that a convolution and the gradient of its input can take, pure and of fixed shapes.
+"""The forms that a convolution can take, pure and of fixed shapes, and what they share with those of its gradients.
 
 A convolution is y[n, o] = sum over t of x[n, o stride - padding + t dilation] kernel[t]; each form computes y of x and
-kernel (`forward`), or the gradient of x from that of y and kernel (`input`). The gradient of the kernel is in
-conv_weight_forms.py. All are bilinear. Arrays are x [N, *S, C], kernel [*K, C / groups, O], y and g [N, *S', O].
+kernel. Those of the gradients are in conv_input_forms.py and conv_weight_forms.py. All are bilinear. Arrays are
+x [N, *S, C], kernel [*K, C / groups, O], y and g [N, *S', O].
 """
 
 import functools
@@ -55,12 +55,6 @@ def plain_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
         feature_group_count=geometry.groups,
         precision=geometry.precision,
     )
-
-
-def plain_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
-    """The gradient of x as JAX derives it."""
-    x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[-2] * geometry.groups), g.dtype)
-    return jax.linear_transpose(lambda x: plain_forward(x, kernel, geometry), x)(g)[0]
 
 
 def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, library: bool) -> jax.Array:
@@ -127,104 +121,34 @@ def planes_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.A
     return functools.reduce(jnp.add, map(plane, range(len(kernel))))
 
 
-def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...], *, library: bool) -> jax.Array:
-    """The gradient of x [N, *size, C] in the form that is fastest on a CPU: sub-pixels.
+def strided_depthwise(kernel_shape: tuple[int, ...], geometry: Geometry) -> bool:
+    """Whether a kernel has one input and one output for each channel, strides, and few enough taps to write all out."""
+    *size, inner, outputs = kernel_shape
+    return inner == 1 and outputs == geometry.groups > 1 and max(geometry.strides) > 1 and math.prod(size) <= 49
 
-    Positions of x that are equal modulo the strides see the same taps of the kernel, so each such phase is a
-    convolution of stride 1 of g with some of the taps, backwards. A stride of 1 has one phase, the whole kernel.
-    Groups of several channels gain more from one convolution with the channels of every phase, although it multiplies
-    zeros; for single channels zeros between the positions of g, without phases, are the faster ones.
+
+def seen_by_taps(
+    g: jax.Array, geometry: Geometry, size: Sequence[int], kernel_size: Sequence[int]
+) -> list[tuple[tuple[int, ...], jax.Array]]:
+    """For each tap of a kernel, the phase of the positions of x [N, *size, C] that it sees, and what these see of g.
+
+    Through tap t position u stride + phase sees output u - shift, where t dilation - padding = shift stride + phase;
+    where there is no such output, zero. [N, *counts, C], as many positions as the longest phase has.
     """
-    groups = geometry.groups
-    if groups > 1 and (kernel.shape[-2] == 1 or max(geometry.dilation) > 1):
-        g, geometry = spread(g, geometry)
-    kernel = swapped(kernel, groups)  # [*K, O / groups, C]
-    counts = tuple(-(-length // stride) for length, stride in zip(size, geometry.strides, strict=True))
-    lows = (low for low, _ in geometry.padding)
-    numbers = zip(counts, g.shape[1:-1], kernel.shape[:-2], geometry.strides, lows, geometry.dilation, strict=True)
-    axes_of_phases = list(itertools.starmap(phases, numbers))
-    sub_kernels = [list(axes) for axes in itertools.product(*axes_of_phases)]
-
-    def convolved(kernel: jax.Array, axes: list[Phase]) -> jax.Array:
-        padding, dilation = tuple(axis.padding for axis in axes), tuple(axis.dilation for axis in axes)
-        part = Geometry((1,) * len(size), padding, dilation, groups, geometry.precision)
-        return forward(g, kernel, part, library=library)
-
-    parts = [kernel[np.ix_(*(axis.taps for axis in axes))] for axes in sub_kernels]
-    seeing = [index for index, part in enumerate(parts) if part.size]
-    if len(parts) > len(seeing) == 1:  # as where the kernel has size 1
-        x = convolved(parts[seeing[0]], sub_kernels[seeing[0]])
-        phase = np.unravel_index(seeing[0], geometry.strides)
-        ends = [
-            (int(first), length - (count - 1) * stride - 1 - int(first), stride - 1)
-            for first, length, count, stride in zip(phase, size, counts, geometry.strides, strict=True)
-        ]
-        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-    if groups > 1 or all(map(alike, sub_kernels[0], *sub_kernels[1:])):
-        reach = [widest(axis) for axis in axes_of_phases]
-        parts = [widened(part, axes, reach) for part, axes in zip(parts, sub_kernels, strict=True)]
-        together = jnp.concatenate([part.reshape(*part.shape[:-1], groups, -1) for part in parts], axis=-1)
-        x = convolved(together.reshape(*together.shape[:-2], -1), reach)
-    else:
-        x = jnp.concatenate(list(map(convolved, parts, sub_kernels)), axis=-1)
-    return interleaved(x, geometry.strides, size, groups)
-
-
-class Phase(NamedTuple):
-    """Of one axis, the taps that positions of one remainder see, last first, and how they lie over g."""
-
-    taps: tuple[int, ...]
-    padding: tuple[int, int]
-    dilation: int
-
-
-def phases(count: int, outputs: int, taps: int, stride: int, padding: int, dilation: int) -> list[Phase]:
-    """The phases of one axis, of `count` positions each.
-
-    Position i = u stride + phase of x sees output o through tap t where o stride - padding + t dilation = i. With the
-    next such t, o falls by dilation over the common divisor.
-    """
-    spread = dilation // math.gcd(stride, dilation)
-    found = []
-    for phase in range(stride):
-        seen = tuple(tap for tap in range(taps) if (phase + padding - tap * dilation) % stride == 0)
-        start = (phase + padding - seen[0] * dilation) // stride if seen else 0  # what the first of them sees at u = 0
-        pad = ((len(seen) - 1) * spread - start, count + start - outputs)
-        found.append(Phase(seen[::-1], pad, spread))
-    return found
-
-
-def alike(*axis: Phase) -> bool:
-    """Whether phases of an axis differ only in which taps they have."""
-    return len({(len(phase.taps), phase.padding, phase.dilation) for phase in axis}) == 1
-
-
-def widest(axis: Sequence[Phase]) -> Phase:
-    """The reach of a kernel that holds the taps of every phase of an axis, in the places of its padding."""
-    low, high = (max(phase.padding[end] for phase in axis) for end in (0, 1))
-    return Phase((), (low, high), axis[0].dilation)
-
-
-def widened(kernel: jax.Array, axes: Sequence[Phase], reach: Sequence[Phase]) -> jax.Array:
-    """The kernel of a phase with zeros for the taps that it lacks in `reach`."""
-    zeros = [
-        [(most - own) // whole.dilation for most, own in zip(whole.padding, axis.padding, strict=True)]
-        for axis, whole in zip(axes, reach, strict=True)
+    axes, ends = [], []
+    numbers = zip(size, g.shape[1:-1], kernel_size, *geometry[:3], strict=True)
+    for length, outputs, taps, stride, (low, _), dilation in numbers:
+        count = -(-length // stride)
+        shifts, phases = zip(*(divmod(tap * dilation - low, stride) for tap in range(taps)), strict=True)
+        before = max(*shifts, 0)
+        ends.append((before, max(count - min(shifts) - outputs, 0), 0))
+        starts = (before - shift for shift in shifts)
+        axes.append([(phase, slice(start, start + count)) for phase, start in zip(phases, starts, strict=True)])
+    g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    return [
+        (tuple(phase for phase, _ in tap), g[(slice(None), *(outputs for _, outputs in tap))])
+        for tap in itertools.product(*axes)
     ]
-    return jnp.pad(kernel, [*zeros, (0, 0), (0, 0)])
-
-
-def interleaved(x: jax.Array, strides: tuple[int, ...], size: tuple[int, ...], groups: int) -> jax.Array:
-    """[N, *counts, groups x phases of all axes x C / groups] -> [N, *size, C], where position u stride + phase comes
-    from x[u, phase]."""
-    if math.prod(strides) == 1:
-        return x
-    rank, counts = len(size), x.shape[1:-1]
-    x = x.reshape(len(x), *counts, groups, *strides, -1)
-    order = itertools.chain.from_iterable((1 + axis, 2 + rank + axis) for axis in range(rank))
-    x = x.transpose(0, *order, 1 + rank, 2 * rank + 2)
-    x = x.reshape(len(x), *(count * stride for count, stride in zip(counts, strides, strict=True)), -1)
-    return x[(slice(None), *(slice(length) for length in size))]
 
 
 def num_blocks(channels: int, groups: int) -> int:

@@ -1,5 +1,6 @@
 """The forms that the gradient of a convolution's kernel can take, from x and the gradient g of y: see conv_forms.py."""
 
+import functools
 import math
 
 import jax
@@ -7,7 +8,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnn.ops import onednn
-from cnn.ops.conv_forms import Geometry, fitted, merged, num_blocks, padded, plain_forward, positions, spread, tap
+from cnn.ops.conv_forms import (
+    Geometry,
+    fitted,
+    merged,
+    num_blocks,
+    padded,
+    plain_forward,
+    positions,
+    seen_by_taps,
+    spread,
+    strided_depthwise,
+    tap,
+)
 
 
 def plain_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
@@ -25,6 +38,8 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
     if x.ndim == 5:
         return planes_weight(x, g, geometry, kernel_size, library=library)
     depthwise = geometry.groups == x.shape[-1] == g.shape[-1]
+    if strided_depthwise((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), geometry):
+        return strided_depthwise_weight(x, g, geometry, kernel_size)
     if depthwise and geometry.groups > 1:
         return (library_depthwise_weight if library else shifted_weight)(x, g, geometry, kernel_size)
     if geometry.groups > 1:
@@ -92,6 +107,30 @@ def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, ker
         x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, 1, 1), geometry.groups
     )
     return kernel.reshape(*kernel_size, 1, -1)
+
+
+def strided_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a strided depthwise kernel [*K, 1, C]: for each tap a sum of products over pieces of columns,
+    whose rows of channels are vectors to XLA, and then over all else as a matmul with ones.
+
+    XLA's own reductions over all but the last axis jump from row to row in memory.
+    """
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    strides, (*size, channels) = geometry.strides, x.shape[1:]
+    ends = [(0, -length % stride, 0) for length, stride in zip(size, strides, strict=True)]
+    x = lax.pad(x.astype(wide), jnp.zeros((), wide), [(0, 0, 0), *ends, (0, 0, 0)])
+    columns = x.shape[-2] // strides[-1]
+    piece = next(length for length in range(min(columns, 14), 0, -1) if columns % length == 0)
+    sums = []
+    for phase, outputs in seen_by_taps(g.astype(wide), geometry, size, kernel_size):
+        seen = x[(slice(None), *(slice(first, None, stride) for first, stride in zip(phase, strides, strict=True)))]
+        pieces = [array.reshape(*array.shape[:-2], -1, piece, channels) for array in (seen, outputs)]
+        products = (math.prod(array[..., column, :] for array in pieces) for column in range(piece))
+        sums.append(functools.reduce(jnp.add, products))
+    sums = lax.optimization_barrier(sums)  # or XLA would compute them as one with the matmul, elements one by one
+    ones = jnp.ones((1, sums[0].size // channels), wide)
+    kernel = jnp.concatenate([ones @ total.reshape(-1, channels) for total in sums])
+    return kernel.astype(dtype).reshape(*kernel_size, 1, channels)
 
 
 def library_dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

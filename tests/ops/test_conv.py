@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cnn.errors import InputError
 from cnn.ops import conv as ops
-from cnn.ops import conv_forms, conv_weight_forms, onednn
+from cnn.ops import conv_forms, conv_input_forms, conv_weight_forms, onednn
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose, forced
 
 FORMS = ('auto', 'portable', 'plain')
@@ -101,7 +101,15 @@ TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where 
     ((3, 3, 3, 6), 1, 1, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((1, 1, 4, 6), 1, 1, 1, 'library_forward library_dot_weight', 'dot_forward dot_weight'),
     ((3, 3, 1, 6), 1, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
-    ((3, 3, 1, 6), 2, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
+    (
+        (3, 3, 1, 6),
+        2,
+        1,
+        6,
+        'library_forward depthwise_input strided_depthwise_weight',
+        'shifted_forward depthwise_input strided_depthwise_weight',
+    ),
+    ((8, 8, 1, 6), 2, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
     ((3, 3, 2, 6), 1, 1, 3, 'library_forward library_weight', 'blocks_forward blocks_weight'),
     ((3, 3, 1, 12), 1, 1, 6, 'shifted_forward blocks_weight', 'shifted_forward blocks_weight'),
     ((3, 3, 2, 6), 1, 2, 3, 'library_forward blocks_weight', 'blocks_forward blocks_weight'),
@@ -116,9 +124,9 @@ def test_each_form_is_taken_where_the_table_says(
     monkeypatch, form, kernel_shape, stride, dilation, groups, library, portable
 ):
     taken = set()
-    for module in (conv_forms, conv_weight_forms):
+    for module in (conv_forms, conv_input_forms, conv_weight_forms):
         for name, function in list(vars(module).items()):
-            if name.endswith(('_forward', '_weight')):
+            if name.endswith(('_forward', '_input', '_weight')):
 
                 def watch(*arguments, name=name, function=function, **options):
                     taken.add(name)
