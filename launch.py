@@ -1,6 +1,5 @@
 """The only door: `python launch.py [VERB] [--config=FILE[:ARG]] [--config.FIELD=VALUE ...] [--workdir=DIR]`."""
 
-import errno
 import pathlib
 import re
 import sys
@@ -14,7 +13,7 @@ from ml_collections import config_flags
 from cnn import config as configuration
 from cnn import scripts, validation, verbs
 from cnn.config import Experiment
-from cnn.errors import InputError, RunFailed, RunStopped, nearest
+from cnn.errors import InputError, RunFailed, RunStopped, nearest, of_disk
 from cnn.training.environment import use_huge_pages
 from cnn.verbs import Command
 
@@ -325,9 +324,10 @@ def main(command: Command) -> int:
     except (InputError, RunFailed, RunStopped) as error:
         return fail(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+        failure = of_disk(error)
+        if failure is None:
             raise
-        return fail(RunFailed(f'{error}; make room, and the same command resumes'))
+        return fail(failure)
     return 0
 
 

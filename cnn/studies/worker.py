@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 from cnn import config as configuration
 from cnn import validation
 from cnn.data import sources
-from cnn.errors import InputError, RunStopped
+from cnn.errors import InputError, RunStopped, of_disk
 from cnn.training import environment, pack, process, sharding
 from cnn.training.loop import Step, training
 from cnn.training.pack import NONE, Run
@@ -129,6 +129,7 @@ def _together(runs: list[Mapping[str, Any]], job: Mapping[str, Any], say: Say) -
 
 def _fail(name: str, error: Exception, folders: dict[str, RunFolder], outcomes: set[str], say: Say) -> None:
     """Writes FAILED.json, says so and lets the folder go."""
+    error = of_disk(error) or error
     known = hasattr(error, 'exit_code')
     if not known and not isinstance(error, OSError):
         traceback.print_exception(error)
