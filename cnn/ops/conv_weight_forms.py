@@ -47,6 +47,8 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
         return (library_weight if library and suited else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
         return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
+    if library and math.prod(kernel_size) * x.shape[-1] <= g.shape[-1]:
+        return library_patches_weight(x, g, geometry, kernel_size)
     narrow = x.shape[-1] < 8 and max(geometry.strides) == 1
     suited = not narrow and max(geometry.dilation) == 1
     return (library_weight if library and suited else transposed_weight)(x, g, geometry, kernel_size)
@@ -72,6 +74,32 @@ def dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tupl
 
 
 def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of the kernel by oneDNN, of so few images and groups at a time that the cache holds them.
+
+    Not of signals: one row is done faster at once.
+    """
+    images = len(x) if x.shape[1] == 1 else min(len(x), 16 if geometry.groups == 1 else 8)
+    blocks = 1
+    while geometry.groups % (4 * blocks) == 0 and images * x.nbytes // len(x) > blocks * 2**21:
+        blocks *= 2
+    part = geometry._replace(groups=geometry.groups // blocks)
+
+    def add(sums: jax.Array, some: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        parts = zip(*(jnp.split(array, blocks, axis=-1) for array in some), strict=True)
+        kernel = jnp.concatenate([library_exchanged_weight(a, b, part, kernel_size) for a, b in parts], axis=-1)
+        return sums + kernel, None
+
+    whole = len(x) - len(x) % images
+    pieces = tuple(array[:whole].reshape(-1, images, *array.shape[1:]) for array in (x, g))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    zeros = jnp.zeros((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), wide)
+    kernel, _ = lax.scan(add, zeros, pieces)
+    if whole < len(x):
+        kernel, _ = add(kernel, (x[whole:], g[whole:]))
+    return kernel.astype(x.dtype)
+
+
+def library_exchanged_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
     """The gradient of the kernel by oneDNN, which has no call for it here: as a convolution of another kind.
 
     Its channels are the images, its kernel is g, and its outputs are the taps. Input channels lie beside each other in
@@ -94,6 +122,21 @@ def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
         inputs_first=inputs_first,
     )
     return kernel.reshape(rows, columns, inner, -1)
+
+
+def library_patches_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
+    """The gradient of a dense kernel by oneDNN's matmul, of g and what each of its positions sees of x."""
+    x, geometry = padded(x, geometry)
+    for axis in reversed(range(len(kernel_size))):
+        stride, dilation = geometry.strides[axis], geometry.dilation[axis]
+        reach = (g.shape[axis + 1] - 1) * stride + 1
+        taps = [
+            lax.slice_in_dim(x, tap * dilation, tap * dilation + reach, stride, axis + 1)
+            for tap in range(kernel_size[axis])
+        ]
+        x = lax.optimization_barrier(jnp.concatenate(taps, axis=-1))  # in two steps, of longer pieces
+    kernel = onednn.transposed_matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+    return kernel.reshape(*kernel_size, -1, g.shape[-1])
 
 
 def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

@@ -96,6 +96,7 @@ def test_every_form_over_many_more(start, dtype):
 
 TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where oneDNN is; forms elsewhere
     ((3, 3, 8, 6), 1, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
+    ((3, 3, 3, 27), 1, 1, 1, 'library_forward library_patches_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 2, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 1, 2, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((3, 3, 3, 6), 1, 1, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
