@@ -31,7 +31,7 @@ MISSING = (
     '(--index-url https://download.pytorch.org/whl/cpu without a GPU) to compare'
 )
 PAUSE = 0.05  # seconds before a block
-BLOCK = 0.15  # seconds that a block aims at
+BLOCK = 0.5  # seconds that a block aims at, far more than the threads of JAX take to wake
 MOST = 200  # repetitions in a block
 
 Run = Callable[[], object]  # one repetition, finished when it returns
