@@ -22,6 +22,8 @@ from cnn.ops.conv_forms import (
     tap,
 )
 
+LARGE = 2**21  # bytes, about what a core keeps to itself; smaller arrays gain nothing from being cut
+
 
 def plain_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
     """The gradient of the kernel as JAX derives it."""
@@ -47,7 +49,7 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
         return (library_weight if library and suited else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
         return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
-    if library and math.prod(kernel_size) * x.shape[-1] <= g.shape[-1]:
+    if library and math.prod(kernel_size) * x.shape[-1] <= g.shape[-1] and g.nbytes > 4 * LARGE:
         return library_patches_weight(x, g, geometry, kernel_size)
     narrow = x.shape[-1] < 8 and max(geometry.strides) == 1
     suited = not narrow and max(geometry.dilation) == 1
@@ -74,14 +76,15 @@ def dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tupl
 
 
 def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of the kernel by oneDNN, of so few images and groups at a time that the cache holds them.
+    """The gradient of the kernel by oneDNN, of large arrays a few images and groups at a time, which the cache holds.
 
     Not of signals: one row is done faster at once.
     """
-    images = len(x) if x.shape[1] == 1 else min(len(x), 16 if geometry.groups == 1 else 8)
-    blocks = 1
-    while geometry.groups % (4 * blocks) == 0 and images * x.nbytes // len(x) > blocks * 2**21:
-        blocks *= 2
+    images, blocks = len(x), 1
+    if x.shape[1] > 1 and x.nbytes > LARGE:
+        images = min(len(x), 16 if geometry.groups == 1 else 8)
+        while geometry.groups % (4 * blocks) == 0 and images * x.nbytes // len(x) > blocks * LARGE:
+            blocks *= 2
     part = geometry._replace(groups=geometry.groups // blocks)
 
     def add(sums: jax.Array, some: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:

@@ -125,6 +125,7 @@ def test_each_form_is_taken_where_the_table_says(
     monkeypatch, form, kernel_shape, stride, dilation, groups, library, portable
 ):
     taken = set()
+    monkeypatch.setattr(conv_weight_forms, 'LARGE', 0)
     for module in (conv_forms, conv_input_forms, conv_weight_forms):
         for name, function in list(vars(module).items()):
             if name.endswith(('_forward', '_input', '_weight')):
@@ -147,6 +148,37 @@ def test_each_form_is_taken_where_the_table_says(
     assert taken >= set(expected.split())
     assert 'onednn' not in lowered or form == 'auto'
     assert 'onednn' in lowered or 'library' not in expected
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    ('groups', 'features', 'pieces'), [(1, 12, 2), (1, 200, 1), (8, 24, 8)], ids=['images', 'patches', 'groups']
+)
+def test_the_gradient_of_a_large_kernel_is_that_of_all_its_pieces(monkeypatch, dtype, groups, features, pieces):
+    calls = []
+    for function in (conv_weight_forms.library_exchanged_weight, conv_weight_forms.library_patches_weight):
+
+        def watch(*arguments, function=function):
+            calls.append(arguments)
+            return function(*arguments)
+
+        monkeypatch.setattr(conv_weight_forms, function.__name__, watch)
+    monkeypatch.setattr(conv_weight_forms, 'LARGE', 0)
+    rng = np.random.default_rng(0)
+    numbers = ((2, 1), ((1, 1), (0, 3)), (1, 1), groups)
+
+    def gradient(function, *arrays):
+        return jax.jit(lambda *arrays: value_and_gradients(lambda x, k: function(x, k, *numbers), *arrays)[-1])(*arrays)
+
+    with jax.enable_x64(True):
+        shapes = (19, 9, 8, 16), (3, 3, 16 // groups, features), (19, 5, 9, features)
+        arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+        got = np.asarray(gradient(conv, *arrays), 'float64')
+        exact = np.asarray(gradient(reference, *(array.astype('float64') for array in arrays)))
+    if onednn.available():
+        assert len(calls) == pieces  # one trace of a loop and one of what is left, for each block of groups
+    bound = {'float32': 2e-6, 'bfloat16': 2**-8}[dtype]
+    assert np.abs(got - exact).max() <= bound * np.abs(exact).max()
 
 
 def test_plain_form_is_the_program_that_jax_makes():
