@@ -461,7 +461,7 @@ def test_unwritable_data_directory_is_named(tmp_path, monkeypatch):
 def test_full_disk_is_named_and_leaves_nothing(tmp_path):
     code = """
 import resource, signal
-from cnn.config import InputError
+from cnn.errors import InputError
 from cnn.data import prepared
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -91,7 +91,7 @@ def test_a_checkpoint_with_other_bits_than_were_saved_is_refused(tmp_path, monke
 def test_a_disk_that_is_full_is_named_and_what_was_saved_before_stays_sound(tmp_path):
     script = f"""
 import jax, resource, signal
-from cnn.config import RunFailed
+from cnn.errors import RunFailed
 from cnn.training.checkpoints import Checkpoints
 checkpoints = Checkpoints({str(tmp_path)!r})
 state = lambda step: {{'step': step, 'noise': jax.random.normal(jax.random.key(step), (500, 500))}}
