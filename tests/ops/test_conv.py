@@ -83,6 +83,12 @@ def test_every_form_is_the_plain_one_in_float64(form, dtype, bound, seeds):
     assert max(worst.values()) <= bound, worst
 
 
+@pytest.mark.parametrize('form', FORMS[:2])
+def test_negative_padding_reads_nothing_beyond_the_input(form):
+    with jax.enable_x64(True):
+        assert max(errors(form, 'float32', 200)) <= 2e-6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('start', range(24, 624, 100))
