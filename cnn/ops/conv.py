@@ -197,7 +197,7 @@ def _primitive(
 
     def fastly(a: Any, b: Any, *, library: bool, geometry: Geometry, size: Any, pack: int | None) -> jax.Array:
         def function(a: jax.Array, b: jax.Array) -> jax.Array:
-            wide = a.dtype if library else jnp.promote_types(a.dtype, jnp.float32)  # sums are never of 16 bits
+            wide = jnp.promote_types(a.dtype, jnp.float32)  # sums are never of 16 bits
             return fast(a.astype(wide), b.astype(wide), geometry, size, library=library).astype(a.dtype)
 
         if pack and pack <= 8:
@@ -249,14 +249,14 @@ def _jitted(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callab
 
 
 def _has_library(context: mlir.LoweringRuleContext) -> bool:
-    """Whether oneDNN can be called here: for types that it has, by a program of one device that is not exported.
+    """Whether oneDNN can be called here: in float32, by a program of one device that is not exported.
 
     XLA does not know how to divide the call among devices; every one would compute all of it.
     """
     module = context.module_context
     num_devices = getattr(module.axis_context, 'num_devices', None)
     exported = module.lowering_parameters.for_export
-    typed = context.avals_in[0].dtype in onednn.DTYPES  # type: ignore[attr-defined]
+    typed = jnp.promote_types(context.avals_in[0].dtype, jnp.float32) == jnp.float32  # type: ignore[attr-defined]
     return typed and num_devices == 1 and not exported and onednn.available()
 
 

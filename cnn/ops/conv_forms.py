@@ -68,11 +68,11 @@ def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, library: boo
         return jnp.zeros(tuple(max(length, 0) for length in shape), x.dtype)
     if x.ndim == 3:
         return forward(x[:, None], kernel[None], geometry.before_first(), library=library)[:, 0]
-    multiplied = kernel.shape[-2] == 1 and kernel.shape[-1] > x.shape[-1] > 1  # depthwise, several outputs a channel
-    if library and not multiplied:
+    depthwise = kernel.shape[-2] == 1 and geometry.groups > 1
+    if library and not (depthwise and (kernel.shape[-1] > x.shape[-1] or max(geometry.dilation) > 1)):
         return library_forward(x, kernel, geometry)
     if geometry.groups > 1:
-        return (shifted_forward if kernel.shape[-2] == 1 else blocks_forward)(x, kernel, geometry)
+        return (shifted_forward if depthwise else blocks_forward)(x, kernel, geometry)
     if math.prod(kernel.shape[:-2]) == 1:
         return dot_forward(x, kernel, geometry)
     return (planes_forward if x.ndim == 5 else plain_forward)(x, kernel, geometry)
@@ -93,11 +93,10 @@ def dot_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arra
 def shifted_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """y of a depthwise kernel [*K, 1, O]: a sum over taps of shifted inputs, each times one number for each channel."""
     size = geometry.output_size(x.shape[1:-1], kernel.shape[:-2])
-    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
-    x, geometry = padded(x.astype(wide), geometry)
+    x, geometry = padded(x, geometry)
     x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
     products = (tap(x, geometry, size, position) * kernel[position][0] for position in positions(kernel.shape[:-2]))
-    return functools.reduce(jnp.add, products).astype(dtype)
+    return functools.reduce(jnp.add, products)
 
 
 def blocks_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

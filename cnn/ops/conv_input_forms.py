@@ -77,13 +77,12 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
 
 def depthwise_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
     """The gradient of x of a strided depthwise kernel [*K, 1, C]: for each phase a sum over the taps that it sees."""
-    dtype, wide = g.dtype, jnp.promote_types(g.dtype, jnp.float32)
-    seen = seen_by_taps(g.astype(wide), geometry, size, kernel.shape[:-2])
+    seen = seen_by_taps(g, geometry, size, kernel.shape[:-2])
     counts = [-(-length // stride) for length, stride in zip(size, geometry.strides, strict=True)]
-    parts = {phase: jnp.zeros((len(g), *counts, g.shape[-1]), wide) for phase in positions(geometry.strides)}
+    parts = {phase: jnp.zeros((len(g), *counts, g.shape[-1]), g.dtype) for phase in positions(geometry.strides)}
     for position, (phase, outputs) in zip(positions(kernel.shape[:-2]), seen, strict=True):
         parts[phase] += outputs * kernel[position][0]
-    return woven(list(parts.values()), geometry.strides, size).astype(dtype)
+    return woven(list(parts.values()), geometry.strides, size)
 
 
 def woven(parts: Sequence[jax.Array], strides: tuple[int, ...], size: tuple[int, ...]) -> jax.Array:

@@ -94,12 +94,11 @@ def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
 
     whole = len(x) - len(x) % images
     pieces = tuple(array[:whole].reshape(-1, images, *array.shape[1:]) for array in (x, g))
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    zeros = jnp.zeros((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), wide)
+    zeros = jnp.zeros((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
     kernel, _ = lax.scan(add, zeros, pieces)
     if whole < len(x):
         kernel, _ = add(kernel, (x[whole:], g[whole:]))
-    return kernel.astype(x.dtype)
+    return kernel
 
 
 def library_exchanged_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
@@ -161,22 +160,21 @@ def strided_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, ker
 
     XLA's own reductions over all but the last axis jump from row to row in memory.
     """
-    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     strides, (*size, channels) = geometry.strides, x.shape[1:]
     ends = [(0, -length % stride, 0) for length, stride in zip(size, strides, strict=True)]
-    x = lax.pad(x.astype(wide), jnp.zeros((), wide), [(0, 0, 0), *ends, (0, 0, 0)])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
     columns = x.shape[-2] // strides[-1]
     piece = next(length for length in range(min(columns, 14), 0, -1) if columns % length == 0)
     sums = []
-    for phase, outputs in seen_by_taps(g.astype(wide), geometry, size, kernel_size):
+    for phase, outputs in seen_by_taps(g, geometry, size, kernel_size):
         seen = x[(slice(None), *(slice(first, None, stride) for first, stride in zip(phase, strides, strict=True)))]
         pieces = [array.reshape(*array.shape[:-2], -1, piece, channels) for array in (seen, outputs)]
         products = (math.prod(array[..., column, :] for array in pieces) for column in range(piece))
         sums.append(functools.reduce(jnp.add, products))
     sums = lax.optimization_barrier(sums)  # or XLA would compute them as one with the matmul, elements one by one
-    ones = jnp.ones((1, sums[0].size // channels), wide)
+    ones = jnp.ones((1, sums[0].size // channels), x.dtype)
     kernel = jnp.concatenate([ones @ total.reshape(-1, channels) for total in sums])
-    return kernel.astype(dtype).reshape(*kernel_size, 1, channels)
+    return kernel.reshape(*kernel_size, 1, channels)
 
 
 def library_dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
@@ -204,10 +202,9 @@ def shifted_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: 
             products.append(seen * g[image, row])
         return [total + product for total, product in zip(sums, products, strict=True)], None
 
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    zeros = [jnp.zeros((width, channels), wide) for _ in positions(kernel_size)]
+    zeros = [jnp.zeros((width, channels), x.dtype) for _ in positions(kernel_size)]
     sums, _ = lax.scan(add_row, zeros, jnp.arange(images * height))
-    return jnp.stack(sums).sum(1).astype(x.dtype).reshape(*kernel_size, 1, channels)
+    return jnp.stack(sums).sum(1).reshape(*kernel_size, 1, channels)
 
 
 def blocks_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
