@@ -43,11 +43,9 @@ class Geometry(NamedTuple):
 
 
 def plain_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """y as XLA's convolution, which on a CPU may read beyond its input where padding is negative: x is cut before."""
-    cut = [(min(low, 0), min(high, 0), 0) for low, high in geometry.padding]
-    if any(low or high for low, high, _ in cut):
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *cut, (0, 0, 0)])
-        geometry = geometry._replace(padding=tuple((max(low, 0), max(high, 0)) for low, high in geometry.padding))
+    """y as XLA's convolution, padded before where some is negative: there, on a CPU, it may use what is beyond x."""
+    if any(end < 0 for pair in geometry.padding for end in pair):
+        x, geometry = padded(x, geometry)
     spatial = 'DHW'[-(x.ndim - 2) :]
     return lax.conv_general_dilated(
         x,

@@ -90,9 +90,10 @@ def test_every_form_is_the_plain_one_in_float64(form, dtype, bound, seeds):
 
 
 @pytest.mark.parametrize('form', FORMS[:2])
-def test_negative_padding_reads_nothing_beyond_the_input(form):
+@pytest.mark.parametrize('seed', [200, 1533])  # the second crops more than there is, beside zeros that stay
+def test_negative_padding_reads_nothing_beyond_the_input(form, seed):
     with jax.enable_x64(True):
-        assert max(errors(form, 'float32', 200)) <= 2e-6
+        assert max(errors(form, 'float32', seed)) <= 2e-6
 
 
 @pytest.mark.slow
