@@ -127,17 +127,21 @@ def library_exchanged_weight(x: jax.Array, g: jax.Array, geometry: Geometry, ker
 
 
 def library_patches_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a dense kernel by oneDNN's matmul, of g and what each of its positions sees of x."""
+    """The gradient of a dense kernel by oneDNN's matmul, of what each tap sees of each channel, and g.
+
+    With the channels in front, what a tap sees is made of whole rows, which are copied fast.
+    """
     x, geometry = padded(x, geometry)
+    x = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))  # [C, N, *S]
     for axis in reversed(range(len(kernel_size))):
         stride, dilation = geometry.strides[axis], geometry.dilation[axis]
         reach = (g.shape[axis + 1] - 1) * stride + 1
         taps = [
-            lax.slice_in_dim(x, tap * dilation, tap * dilation + reach, stride, axis + 1)
+            lax.slice_in_dim(x, tap * dilation, tap * dilation + reach, stride, axis + 2)
             for tap in range(kernel_size[axis])
         ]
-        x = lax.optimization_barrier(jnp.concatenate(taps, axis=-1))  # in two steps, of longer pieces
-    kernel = onednn.transposed_matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+        x = lax.optimization_barrier(jnp.concatenate(taps))  # an axis after the other, or XLA copies single elements
+    kernel = onednn.matmul(x.reshape(len(x), -1), g.reshape(-1, g.shape[-1]))
     return kernel.reshape(*kernel_size, -1, g.shape[-1])
 
 
@@ -178,9 +182,9 @@ def strided_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, ker
 
 
 def library_dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The same by oneDNN."""
+    """The gradient of a kernel of size 1 by oneDNN's matmul."""
     x = tap(*padded(x, geometry), g.shape[1:-1], (0,) * len(kernel_size))
-    kernel = onednn.transposed_matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+    kernel = onednn.matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), transpose_first=True)
     return kernel.reshape(*kernel_size, *kernel.shape)
 
 

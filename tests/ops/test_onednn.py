@@ -120,13 +120,15 @@ def test_it_convolves_with_the_inputs_first():
 
 
 @needs_library
-@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 3, 5), (300, 64, 17)])
-def test_it_multiplies(shape):
+@pytest.mark.parametrize('transpose_first', [False, True])
+@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 3, 5), (300, 64, 17), (30_000, 27, 64)])
+def test_it_multiplies(shape, transpose_first):
     rng = np.random.default_rng(0)
     k, m, n = shape
-    a, b = (jnp.asarray(rng.standard_normal(s), 'float32') for s in ((k, m), (k, n)))
-    expected = np.asarray(a, 'float64').T @ np.asarray(b, 'float64')
-    np.testing.assert_allclose(onednn.transposed_matmul(a, b), expected, atol=1e-6 * np.abs(expected).max())
+    a, b = (jnp.asarray(rng.standard_normal(s), 'float32') for s in ((m, k), (k, n)))
+    expected = np.asarray(a, 'float64') @ np.asarray(b, 'float64')
+    got = onednn.matmul(a.T if transpose_first else a, b, transpose_first=transpose_first)
+    np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
 
 
 @needs_library
