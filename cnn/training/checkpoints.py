@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +85,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
-            raise DamagedCheckpoint(f'checkpoint {where} cannot be read: {_first_line(error)}') from error
+            raise DamagedCheckpoint(f'checkpoint {where} cannot be read: {_reason(error)}') from error
         notes = dict(restored.notes)
         expected, found = notes.pop('checksums'), checksums(restored.state)
         for name in expected.keys() | found.keys():
@@ -104,7 +105,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             raise RunFailed(
-                f'checkpoints cannot be written to {self._manager.directory} ({_first_line(error)}); '
+                f'checkpoints cannot be written to {self._manager.directory} ({_reason(error)}); '
                 'make room, and the same command resumes'
             ) from error
 
@@ -134,5 +135,7 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
     return [checksum(leaf) for leaf in leaves]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][-200:]
+def _reason(error: Exception) -> str:
+    """The end of the first line, without the notes in brackets that TensorStore puts behind the system's words."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.split(r" \[\w+='", line, maxsplit=1)[0][-200:]

@@ -4,9 +4,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from cnn.errors import InputError
+from cnn.errors import InputError, RunFailed
 from cnn.training.checkpoints import Checkpoints, DamagedCheckpoint, checksums
 
 
@@ -113,6 +114,25 @@ except RunFailed as error:
     abstract = {'step': 0, 'noise': jax.ShapeDtypeStruct((500, 500), jnp.float32, sharding=ABSTRACT['step'].sharding)}
     state, _ = checkpoints.last(abstract)
     assert state['step'] == 1
+
+
+def test_the_reason_is_named_before_the_notes_of_tensorstore(tmp_path, monkeypatch):
+    specification = '{"driver":"zarr","metadata":{"chunks":[16],"shape":[16]},"path":"' + 300 * 'a' + '"}'
+    message = (  # as it came from about one save in a hundred with many small arrays
+        'OUT_OF_RANGE: Error opening "zarr" driver: Error writing "a/.zarray" in OCDBT database at local file "a": '
+        "Failed to write 158789 bytes to file 11: File too large [os_error_code='27'; "
+        f"tensorstore_spec='{specification}']"
+    )
+
+    def refuse(*_, **__):
+        raise ValueError(message)
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', refuse)
+    with pytest.raises(
+        RunFailed, match=r'bytes to file 11: File too large\); make room, and the same command resumes$'
+    ):
+        checkpoints.save(1, {'step': 1}, 0.1, {})
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32', 'uint8', 'bool'])
