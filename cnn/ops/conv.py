@@ -5,7 +5,8 @@ bilinear and each the derivative of the others, so that derivatives of any order
 keep the fast forms. The form is chosen where the program is lowered, when platform and shapes are known:
 
     GPU, TPU                                        XLA's own convolution ('plain')
-    CPU, jaxlib with oneDNN, one device             'library': cnn/ops/onednn.py, the kernel's gradient too
+    CPU, jaxlib with oneDNN, one device             'library': cnn/ops/onednn.py, the kernel's gradient too; of groups
+                                                    and large stems cnn/ops/native.py, loops of our own
     CPU, any other                                  'portable': shifts, matmuls and XLA
     float64 and other types                         as on any other CPU
 
@@ -28,7 +29,7 @@ from jax.interpreters import ad, batching, mlir
 
 from cnn.errors import nearest
 from cnn.ops import conv_forms, conv_input_forms, conv_weight_forms, onednn
-from cnn.ops.conv_forms import Geometry
+from cnn.ops.geometry import Geometry
 
 FORMS = ('auto', 'portable', 'plain')
 _forced = contextvars.ContextVar('forced', default='auto')

@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +16,8 @@ import numpy as np
 from jax import lax
 
 from cnn.ops import onednn
-
-
-class Geometry(NamedTuple):
-    """The numbers of a convolution, one of each kind for each spatial axis, and the number of groups of channels."""
-
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-    precision: Any = None  # as lax takes it
-
-    def output_size(self, size: Sequence[int], kernel_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial shape of y for those of x and kernel."""
-        numbers = zip(size, kernel_size, self.strides, self.padding, self.dilation, strict=True)
-        return tuple((n + low + high - (k - 1) * d - 1) // s + 1 for n, k, s, (low, high), d in numbers)
-
-    def after_first(self) -> 'Geometry':
-        """Without the first axis."""
-        return self._replace(strides=self.strides[1:], padding=self.padding[1:], dilation=self.dilation[1:])
-
-    def before_first(self) -> 'Geometry':
-        """With one more axis before the first, of length 1."""
-        return self._replace(strides=(1, *self.strides), padding=((0, 0), *self.padding), dilation=(1, *self.dilation))
+from cnn.ops.geometry import Geometry
+from cnn.ops.native_conv import native_forward, suited
 
 
 def plain_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -66,6 +44,8 @@ def forward(x: jax.Array, kernel: jax.Array, geometry: Geometry, *, library: boo
         return jnp.zeros(tuple(max(length, 0) for length in shape), x.dtype)
     if x.ndim == 3:
         return forward(x[:, None], kernel[None], geometry.before_first(), library=library)[:, 0]
+    if library and suited(x.shape[-1], shape, geometry.groups, kernel.shape[:-2]):
+        return native_forward(x, kernel, geometry)
     depthwise = kernel.shape[-2] == 1 and geometry.groups > 1
     if library and not (depthwise and (kernel.shape[-1] > x.shape[-1] or max(geometry.dilation) > 1)):
         return library_forward(x, kernel, geometry)

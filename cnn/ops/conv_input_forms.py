@@ -11,7 +11,6 @@ import numpy as np
 from jax import lax
 
 from cnn.ops.conv_forms import (
-    Geometry,
     forward,
     plain_forward,
     positions,
@@ -20,6 +19,8 @@ from cnn.ops.conv_forms import (
     strided_depthwise,
     swapped,
 )
+from cnn.ops.geometry import Geometry
+from cnn.ops.native_conv import native_input, suited
 
 
 def plain_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
@@ -37,6 +38,11 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
     zeros; a channel with several outputs from zeros between the positions of g, without phases.
     """
     groups = geometry.groups
+    shape = (len(g), *size, kernel.shape[-2] * groups)
+    if 0 in (*g.shape, *kernel.shape, *shape):
+        return jnp.zeros(shape, g.dtype)
+    if library and groups > 1 and suited(g.shape[-1], shape, groups, kernel.shape[:-2]):
+        return native_input(g, swapped(kernel, groups), geometry, size)
     if strided_depthwise(kernel.shape, geometry):
         return depthwise_input(g, kernel, geometry, size)
     if groups > 1 and (kernel.shape[-2] == 1 or max(geometry.dilation) > 1):

@@ -9,7 +9,6 @@ from jax import lax
 
 from cnn.ops import onednn
 from cnn.ops.conv_forms import (
-    Geometry,
     fitted,
     merged,
     num_blocks,
@@ -17,10 +16,12 @@ from cnn.ops.conv_forms import (
     plain_forward,
     positions,
     seen_by_taps,
-    spread,
     strided_depthwise,
     tap,
 )
+from cnn.ops.geometry import Geometry
+from cnn.ops.native_conv import suited
+from cnn.ops.native_weight import native_weight
 
 LARGE = 2**21  # bytes, about what a core keeps to itself; smaller arrays gain nothing from being cut
 
@@ -39,21 +40,18 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
         return weight(x[:, None], g[:, None], geometry.before_first(), (1, *kernel_size), library=library)[0]
     if x.ndim == 5:
         return planes_weight(x, g, geometry, kernel_size, library=library)
-    depthwise = geometry.groups == x.shape[-1] == g.shape[-1]
+    if library and suited(x.shape[-1], g.shape, geometry.groups, kernel_size):
+        return native_weight(x, g, geometry, kernel_size)
     if strided_depthwise((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), geometry):
         return strided_depthwise_weight(x, g, geometry, kernel_size)
-    if depthwise and geometry.groups > 1:
-        return (library_depthwise_weight if library else shifted_weight)(x, g, geometry, kernel_size)
     if geometry.groups > 1:
-        suited = x.shape[-1] > geometry.groups and geometry.dilation[-1] == 1
-        return (library_weight if library and suited else blocks_weight)(x, g, geometry, kernel_size)
+        depthwise = geometry.groups == x.shape[-1] == g.shape[-1]
+        return (shifted_weight if depthwise else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
         return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
-    if library and math.prod(kernel_size) * x.shape[-1] <= g.shape[-1] and g.nbytes > 4 * LARGE:
-        return library_patches_weight(x, g, geometry, kernel_size)
     narrow = x.shape[-1] < 8 and max(geometry.strides) == 1
-    suited = not narrow and max(geometry.dilation) == 1
-    return (library_weight if library and suited else transposed_weight)(x, g, geometry, kernel_size)
+    library &= not narrow and max(geometry.dilation) == 1
+    return (library_weight if library else transposed_weight)(x, g, geometry, kernel_size)
 
 
 def transposed_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
@@ -76,86 +74,42 @@ def dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tupl
 
 
 def library_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of the kernel by oneDNN, of large arrays a few images and groups at a time, which the cache holds.
+    """The gradient of a dense kernel by oneDNN, of large arrays a few images at a time, which the cache holds.
 
     Not of signals: one row is done faster at once.
     """
-    images, blocks = len(x), 1
-    if x.shape[1] > 1 and x.nbytes > LARGE:
-        images = min(len(x), 16 if geometry.groups == 1 else 8)
-        while geometry.groups % (4 * blocks) == 0 and images * x.nbytes // len(x) > blocks * LARGE:
-            blocks *= 2
-    part = geometry._replace(groups=geometry.groups // blocks)
+    images = min(len(x), 16) if x.shape[1] > 1 and x.nbytes > LARGE else len(x)
 
     def add(sums: jax.Array, some: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        parts = zip(*(jnp.split(array, blocks, axis=-1) for array in some), strict=True)
-        kernel = jnp.concatenate([library_exchanged_weight(a, b, part, kernel_size) for a, b in parts], axis=-1)
-        return sums + kernel, None
+        return sums + library_exchanged_weight(some[0], some[1], geometry, kernel_size), None
 
     whole = len(x) - len(x) % images
     pieces = tuple(array[:whole].reshape(-1, images, *array.shape[1:]) for array in (x, g))
-    zeros = jnp.zeros((*kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
-    kernel, _ = lax.scan(add, zeros, pieces)
+    kernel, _ = lax.scan(add, jnp.zeros((*kernel_size, x.shape[-1], g.shape[-1]), x.dtype), pieces)
     if whole < len(x):
         kernel, _ = add(kernel, (x[whole:], g[whole:]))
     return kernel
 
 
 def library_exchanged_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of the kernel by oneDNN, which has no call for it here: as a convolution of another kind.
+    """The gradient of a dense kernel by oneDNN, which has no call for it here: as a convolution of another kind.
 
     Its channels are the images, its kernel is g, and its outputs are the taps. Input channels lie beside each other in
     the last spatial axis, so that one convolution with that axis dilated by their number gives them all:
     kernel'[t, c, o] = sum over n and s of x[n, s stride - padding + t dilation, c] g[n, s, o].
     """
-    (rows, columns), groups = kernel_size, geometry.groups
     rows_padding, (left, right) = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
     images, height, width, channels = x.shape
-    inner = channels // groups
-    x = x.reshape(images, height * width, groups, inner).transpose(1, 3, 2, 0)
-    inputs_first = groups == 1  # oneDNN's own transposition of g is the faster one there, XLA's elsewhere
     kernel = onednn.convolution(
-        x.reshape(1, height, width * inner, groups * images),
-        g if inputs_first else g.transpose(1, 2, 0, 3),
+        x.reshape(images, height, width * channels).transpose(1, 2, 0)[None],
+        g,
         (geometry.dilation[0], 1),
-        (rows_padding, (left * inner, right * inner)),
-        (geometry.strides[0], geometry.strides[1] * inner),
-        groups,
-        inputs_first=inputs_first,
+        (rows_padding, (left * channels, right * channels)),
+        (geometry.strides[0], geometry.strides[1] * channels),
+        1,
+        inputs_first=True,
     )
-    return kernel.reshape(rows, columns, inner, -1)
-
-
-def library_patches_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a dense kernel by oneDNN's matmul, of what each tap sees of each channel, and g.
-
-    With the channels in front, what a tap sees is made of whole rows, which are copied fast.
-    """
-    x, geometry = padded(x, geometry)
-    x = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))  # [C, N, *S]
-    for axis in reversed(range(len(kernel_size))):
-        stride, dilation = geometry.strides[axis], geometry.dilation[axis]
-        reach = (g.shape[axis + 1] - 1) * stride + 1
-        taps = [
-            lax.slice_in_dim(x, tap * dilation, tap * dilation + reach, stride, axis + 2)
-            for tap in range(kernel_size[axis])
-        ]
-        x = lax.optimization_barrier(jnp.concatenate(taps))  # an axis after the other, or XLA copies single elements
-    kernel = onednn.matmul(x.reshape(len(x), -1), g.reshape(-1, g.shape[-1]))
-    return kernel.reshape(*kernel_size, -1, g.shape[-1])
-
-
-def library_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
-    """The gradient of a depthwise kernel [*K, 1, C] by oneDNN: g, with the images as one more axis, is the kernel.
-
-    Strides would dilate that kernel, for which oneDNN has no fast code; zeros between its positions are faster.
-    """
-    g, geometry = spread(g, geometry)
-    padding = fitted(x.shape[1:-1], g.shape[1:-1], geometry, kernel_size)
-    kernel = onednn.convolution(
-        x[None], g[..., None, :], (1, *geometry.dilation), ((0, 0), *padding), (1, 1, 1), geometry.groups
-    )
-    return kernel.reshape(*kernel_size, 1, -1)
+    return kernel.reshape(*kernel_size, channels, -1)
 
 
 def strided_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cnn.errors import InputError
 from cnn.ops import conv as ops
-from cnn.ops import conv_forms, conv_input_forms, conv_weight_forms, onednn
+from cnn.ops import conv_forms, conv_input_forms, conv_weight_forms, native_conv, onednn
 from cnn.ops.conv import conv, conv_general_dilated, conv_transpose, forced
 
 FORMS = ('auto', 'portable', 'plain')
@@ -134,12 +134,16 @@ def test_onednn_takes_no_code_whose_parallel_loops_nest(instructions):
 
 TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where oneDNN is; forms elsewhere
     ((3, 3, 8, 6), 1, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
-    ((3, 3, 3, 27), 1, 1, 1, 'library_forward library_patches_weight', 'plain_forward transposed_weight'),
+    ((3, 3, 3, 32), 1, 1, 1, 'native_forward library_forward native_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 2, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 1, 2, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((3, 3, 3, 6), 1, 1, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((1, 1, 4, 6), 1, 1, 1, 'library_forward library_dot_weight', 'dot_forward dot_weight'),
-    ((3, 3, 1, 6), 1, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
+    ((3, 3, 1, 8), 1, 1, 8, 'native_forward native_input native_weight', 'shifted_forward shifted_weight'),
+    ((3, 3, 2, 12), 2, 2, 6, 'native_forward native_input native_weight', 'blocks_forward blocks_weight'),
+    ((3, 2, 16), 1, 1, 4, 'native_forward native_weight', 'blocks_forward blocks_weight'),
+    ((3, 3, 3, 1, 8), 1, 1, 8, 'library_forward planes_weight native_weight', 'shifted_forward planes_weight'),
+    ((3, 3, 1, 6), 1, 1, 6, 'library_forward shifted_weight', 'shifted_forward shifted_weight'),
     (
         (3, 3, 1, 6),
         2,
@@ -148,10 +152,10 @@ TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where 
         'library_forward depthwise_input strided_depthwise_weight',
         'shifted_forward depthwise_input strided_depthwise_weight',
     ),
-    ((8, 8, 1, 6), 2, 1, 6, 'library_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
-    ((3, 3, 1, 6), 1, 2, 6, 'shifted_forward library_depthwise_weight', 'shifted_forward shifted_weight'),
-    ((3, 3, 2, 6), 1, 1, 3, 'library_forward library_weight', 'blocks_forward blocks_weight'),
-    ((3, 3, 1, 12), 1, 1, 6, 'shifted_forward blocks_weight', 'shifted_forward blocks_weight'),
+    ((8, 8, 1, 6), 2, 1, 6, 'library_forward shifted_weight', 'shifted_forward shifted_weight'),
+    ((3, 3, 1, 6), 1, 2, 6, 'shifted_forward shifted_weight', 'shifted_forward shifted_weight'),
+    ((3, 3, 2, 6), 1, 1, 3, 'library_forward blocks_weight', 'blocks_forward blocks_weight'),
+    ((3, 3, 1, 18), 1, 1, 6, 'shifted_forward blocks_weight', 'shifted_forward blocks_weight'),
     ((3, 3, 2, 6), 1, 2, 3, 'library_forward blocks_weight', 'blocks_forward blocks_weight'),
     ((3, 3, 3, 4, 6), 1, 1, 1, 'library_forward planes_weight', 'planes_forward planes_weight'),
     ((5, 8, 6), 1, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
@@ -165,6 +169,7 @@ def test_each_form_is_taken_where_the_table_says(
 ):
     taken = set()
     monkeypatch.setattr(conv_weight_forms, 'LARGE', 0)
+    monkeypatch.setattr(native_conv, 'LARGE', 0)
     for module in (conv_forms, conv_input_forms, conv_weight_forms):
         for name, function in list(vars(module).items()):
             if name.endswith(('_forward', '_input', '_weight')):
@@ -190,32 +195,29 @@ def test_each_form_is_taken_where_the_table_says(
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize(
-    ('groups', 'features', 'pieces'), [(1, 12, 2), (1, 200, 1), (8, 24, 8)], ids=['images', 'patches', 'groups']
-)
-def test_the_gradient_of_a_large_kernel_is_that_of_all_its_pieces(monkeypatch, dtype, groups, features, pieces):
+def test_the_gradient_of_a_large_kernel_is_that_of_all_its_pieces(monkeypatch, dtype):
     calls = []
-    for function in (conv_weight_forms.library_exchanged_weight, conv_weight_forms.library_patches_weight):
+    exchanged = conv_weight_forms.library_exchanged_weight
 
-        def watch(*arguments, function=function):
-            calls.append(arguments)
-            return function(*arguments)
+    def watch(*arguments):
+        calls.append(arguments)
+        return exchanged(*arguments)
 
-        monkeypatch.setattr(conv_weight_forms, function.__name__, watch)
+    monkeypatch.setattr(conv_weight_forms, 'library_exchanged_weight', watch)
     monkeypatch.setattr(conv_weight_forms, 'LARGE', 0)
     rng = np.random.default_rng(0)
-    numbers = ((2, 1), ((1, 1), (0, 3)), (1, 1), groups)
+    numbers = ((2, 1), ((1, 1), (0, 3)), (1, 1), 1)
 
     def gradient(function, *arrays):
         return jax.jit(lambda *arrays: value_and_gradients(lambda x, k: function(x, k, *numbers), *arrays)[-1])(*arrays)
 
     with jax.enable_x64(True):
-        shapes = (19, 9, 8, 16), (3, 3, 16 // groups, features), (19, 5, 9, features)
+        shapes = (19, 9, 8, 16), (3, 3, 16, 12), (19, 5, 9, 12)
         arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
         got = np.asarray(gradient(conv, *arrays), 'float64')
         exact = np.asarray(gradient(reference, *(array.astype('float64') for array in arrays)))
     if onednn.available():
-        assert len(calls) == pieces  # one trace of a loop and one of what is left, for each block of groups
+        assert len(calls) == 2  # one trace of a loop and one of what is left
     bound = {'float32': 2e-6, 'bfloat16': 2**-8}[dtype]
     assert np.abs(got - exact).max() <= bound * np.abs(exact).max()
 
