@@ -28,6 +28,7 @@ EXTENSION_METADATA, METADATA_VERSION, BUFFER_DATA = 3, 3, 3
 NEXT_PIECE, UNFINISHED_PIECES, THREADS, SET_AVAILABLE, FUTURE, POINTERS = range(6)
 
 _lock = threading.Lock()
+_names: set[str] = set()
 
 
 def call(
@@ -40,24 +41,26 @@ def call(
 ) -> jax.Array:
     """The array that the pieces write: `write` makes their code, for the problem, which must be hashable."""
     with _lock:
-        name = _registered(title, _module(write, problem, num_pieces, 1 + len(operands)))
+        name = _registered(title, write, problem, num_pieces, 1 + len(operands))
     return jax.ffi.ffi_call(name, result)(*operands)
 
 
 @functools.cache
-def _registered(title: str, module: str) -> str:
-    """The name under which XLA knows the program, which one that it reads from the compile cache knows, too."""
+def _registered(title: str, write: Write, problem: Any, num_pieces: int, num_pointers: int) -> str:
+    """The name under which XLA knows the program; what it reads from the compile cache knows it by that, too."""
+    module = str(_module(write, problem, num_pieces, num_pointers))
     name = f'cnn_{title}_{hashlib.sha256(module.encode()).hexdigest()[:16]}'
-    handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_compiled(module))
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform='cpu')
+    if name not in _names:  # problems may differ in what does not matter
+        handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_compiled(module))
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform='cpu')
+        _names.add(name)
     return name
 
 
 @functools.cache
 def lanes() -> int:
     """How many float32 a vector of this processor holds."""
-    features = llvm.get_host_cpu_features()
-    return 16 if features.get('avx512f') else 8
+    return 16 if llvm.get_host_cpu_features().get('avx512f') else 8
 
 
 @contextlib.contextmanager
@@ -142,9 +145,7 @@ def _declared(module: ir.Module, name: str, result: ir.Type, arguments: Sequence
     return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
-@functools.cache
-def _module(write: Write, problem: Any, num_pieces: int, num_pointers: int) -> str:
-    """The program in LLVM's language."""
+def _module(write: Write, problem: Any, num_pieces: int, num_pointers: int) -> ir.Module:
     module = ir.Module()
     module.triple = llvm.get_process_triple()
     piece = ir.Function(module, ir.FunctionType(NOTHING, [WORD] + [POINTER] * num_pointers), 'piece')
@@ -153,12 +154,14 @@ def _module(write: Write, problem: Any, num_pieces: int, num_pointers: int) -> s
     write(problem, builder, index, pointers)
     builder.ret_void()
     _write_handler(module, num_pieces, num_pointers, _write_thread(module, piece, num_pieces))
-    return str(module)
+    return module
 
 
 def _write_thread(module: ir.Module, piece: ir.Function, num_pieces: int) -> ir.Function:
-    """What each thread does: takes pieces until none is left. The last to finish one tells XLA, the last to leave
-    frees what they share, for a thread may come when all is done."""
+    """What each thread does: takes pieces until none is left.
+
+    The last to finish one tells XLA; the last to leave frees what they share, for a thread may come when all is done.
+    """
     function = ir.Function(module, ir.FunctionType(NOTHING, [POINTER]), 'thread')
     (shared,) = function.args
     builder = ir.IRBuilder(function.append_basic_block())

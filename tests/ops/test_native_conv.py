@@ -117,7 +117,7 @@ class Guarded:
 
 def run_guarded(write, problem, num_pieces, result, operands, *, at_end):
     """The pieces one after another, in this thread."""
-    module = llvm.parse_assembly(native._module(write, problem, num_pieces, 1 + len(operands)))
+    module = llvm.parse_assembly(str(native._module(write, problem, num_pieces, 1 + len(operands))))
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), jit=True
     )
