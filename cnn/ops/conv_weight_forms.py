@@ -20,7 +20,8 @@ from cnn.ops.conv_forms import (
     tap,
 )
 from cnn.ops.geometry import Geometry
-from cnn.ops.native_conv import suited
+from cnn.ops.native import lanes
+from cnn.ops.native_conv import suited, vector_length
 from cnn.ops.native_weight import native_weight
 
 LARGE = 2**21  # bytes, about what a core keeps to itself; smaller arrays gain nothing from being cut
@@ -49,6 +50,9 @@ def weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[in
         return (shifted_weight if depthwise else blocks_weight)(x, g, geometry, kernel_size)
     if math.prod(kernel_size) == 1:
         return (library_dot_weight if library else dot_weight)(x, g, geometry, kernel_size)
+    wide = g.shape[2] >= 24 or max(geometry.dilation) > 1  # others oneDNN does as fast
+    if library and wide and g.nbytes > LARGE and vector_length(g.shape[-1], 1, lanes()) >= 8:
+        return native_weight(x, g, geometry, kernel_size)
     narrow = x.shape[-1] < 8 and max(geometry.strides) == 1
     library &= not narrow and max(geometry.dilation) == 1
     return (library_weight if library else transposed_weight)(x, g, geometry, kernel_size)

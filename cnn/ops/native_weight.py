@@ -43,27 +43,21 @@ class Problem(NamedTuple):
         return vector_length(self.g[-1], self.geometry.groups, self.lanes)
 
     @property
-    def most_sums(self) -> int:
-        """How many vectors there are registers for, besides the operands."""
-        return 24 if self.lanes == 16 else 12
+    def num_inputs(self) -> int:
+        """Of a group, whose products are summed at once."""
+        return next(number for number in (4, 3, 2, 1) if self.inner % number == 0)
 
     @property
     def num_taps(self) -> int:
-        """Of a row, whose products are summed at once."""
-        return min(self.kernel_size[1], self.most_sums)
-
-    @property
-    def num_inputs(self) -> int:
-        """Of a group, whose products are summed at once."""
-        most = min(self.inner, self.most_sums // self.num_taps)
-        return next(number for number in range(most, 0, -1) if self.inner % number == 0)
+        """Of a row, whose products are summed at once: so many sums, at most, find a place in registers."""
+        return min(self.kernel_size[1], (24 if self.lanes == 16 else 12) // self.num_inputs)
 
     @property
     def num_vectors(self) -> int:
-        """Of outputs, whose products are summed at once: where those of one alone would leave the processor waiting."""
+        """Of outputs, whose products are summed at once: where those of one would leave the processor waiting."""
         few = self.outer < self.length
-        most = max(1, self.most_sums // 2 // (self.num_taps * self.inner)) if few else 1
-        return next(number for number in range(most, 0, -1) if self.g[-1] // self.length % number == 0)
+        most = 12 // (self.num_taps * self.num_inputs) if few else min(self.lanes // 8, self.outer // self.length)
+        return next(number for number in range(max(most, 1), 0, -1) if self.g[-1] // self.length % number == 0)
 
     @property
     def division(self) -> Division:
@@ -161,7 +155,8 @@ def _write_row(
     """Code that adds the products of a span of a row of x [W, C] and of g [W', O] to the sums of taps and inputs."""
     length, inner, outputs = problem.length, problem.inner, problem.g[-1]
     vectors = range(problem.num_vectors)
-    firsts = [builder.add(output, word(vector * length)) for vector in vectors]
+    apart = length if problem.outer % (length * problem.num_vectors) else 0  # else vectors are of the same group
+    firsts = [builder.add(output, word(vector * apart)) for vector in vectors]
     x_of = [at(builder, x, [(builder.udiv(first, word(problem.outer)), inner)]) for first in firsts]
     totals: dict[Any, ir.Value] = dict.fromkeys(itertools.product(taps, inputs, vectors), zeros(length))
     for phase, start, stop, shifts in problem.stretches(taps):

@@ -137,6 +137,7 @@ TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where 
     ((3, 3, 3, 32), 1, 1, 1, 'native_forward library_forward native_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 2, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 1, 2, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
+    ((3, 3, 24, 8), 1, 2, 1, 'library_forward native_weight', 'plain_forward transposed_weight'),
     ((3, 3, 3, 6), 1, 1, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((1, 1, 4, 6), 1, 1, 1, 'library_forward library_dot_weight', 'dot_forward dot_weight'),
     ((3, 3, 1, 8), 1, 1, 8, 'native_forward native_input native_weight', 'shifted_forward shifted_weight'),
