@@ -19,6 +19,8 @@ from cnn.ops import onednn
 from cnn.ops.geometry import Geometry
 from cnn.ops.native_conv import native_forward, suited
 
+LARGE = 2**21  # bytes, about what a core keeps to itself; smaller arrays gain little from other forms
+
 
 def plain_forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """y as XLA's convolution, padded before where some is negative: there, on a CPU, it may use what is beyond x."""

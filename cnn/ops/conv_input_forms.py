@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from cnn.ops.conv_forms import (
+    LARGE,
     forward,
     plain_forward,
     positions,
@@ -20,7 +21,8 @@ from cnn.ops.conv_forms import (
     swapped,
 )
 from cnn.ops.geometry import Geometry
-from cnn.ops.native_conv import native_input, suited
+from cnn.ops.native import lanes
+from cnn.ops.native_conv import native_input, suited, vector_length
 
 
 def plain_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
@@ -41,7 +43,11 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
     shape = (len(g), *size, kernel.shape[-2] * groups)
     if 0 in (*g.shape, *kernel.shape, *shape):
         return jnp.zeros(shape, g.dtype)
-    if library and groups > 1 and suited(g.shape[-1], shape, groups, kernel.shape[:-2]):
+    if library and (
+        suited(g.shape[-1], shape, groups, kernel.shape[:-2])
+        if groups > 1
+        else native_strided(kernel.shape, geometry, 4 * math.prod(shape))
+    ):
         return native_input(g, swapped(kernel, groups), geometry, size)
     if strided_depthwise(kernel.shape, geometry):
         return depthwise_input(g, kernel, geometry, size)
@@ -79,6 +85,12 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
     else:
         found = list(map(convolved, parts, sub_kernels))
     return woven(found, geometry.strides, size)
+
+
+def native_strided(kernel: tuple[int, ...], geometry: Geometry, num_bytes: int) -> bool:
+    """Whether our loops do the gradient of the input of a dense kernel [*K, C, O] best: they weave no phases."""
+    flat = len(kernel) == 4 and max(geometry.strides) > 1 and math.prod(kernel[:2]) > 1
+    return flat and num_bytes > LARGE and vector_length(kernel[2], 1, lanes()) >= 8
 
 
 def depthwise_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:

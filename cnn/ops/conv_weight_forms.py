@@ -9,6 +9,7 @@ from jax import lax
 
 from cnn.ops import onednn
 from cnn.ops.conv_forms import (
+    LARGE,
     fitted,
     merged,
     num_blocks,
@@ -23,8 +24,6 @@ from cnn.ops.geometry import Geometry
 from cnn.ops.native import lanes
 from cnn.ops.native_conv import suited, vector_length
 from cnn.ops.native_weight import native_weight
-
-LARGE = 2**21  # bytes, about what a core keeps to itself; smaller arrays gain nothing from being cut
 
 
 def plain_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:

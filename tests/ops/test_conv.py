@@ -138,6 +138,7 @@ TABLE = [  # kernel [*K, C / groups, O], strides, dilation, groups; forms where 
     ((3, 3, 8, 6), 2, 1, 1, 'library_forward library_weight', 'plain_forward transposed_weight'),
     ((3, 3, 8, 6), 1, 2, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((3, 3, 24, 8), 1, 2, 1, 'library_forward native_weight', 'plain_forward transposed_weight'),
+    ((3, 3, 24, 6), 2, 1, 1, 'library_forward native_input library_weight', 'plain_forward transposed_weight'),
     ((3, 3, 3, 6), 1, 1, 1, 'library_forward transposed_weight', 'plain_forward transposed_weight'),
     ((1, 1, 4, 6), 1, 1, 1, 'library_forward library_dot_weight', 'dot_forward dot_weight'),
     ((3, 3, 1, 8), 1, 1, 8, 'native_forward native_input native_weight', 'shifted_forward shifted_weight'),
@@ -169,8 +170,8 @@ def test_each_form_is_taken_where_the_table_says(
     monkeypatch, form, kernel_shape, stride, dilation, groups, library, portable
 ):
     taken = set()
-    monkeypatch.setattr(conv_weight_forms, 'LARGE', 0)
-    monkeypatch.setattr(native_conv, 'LARGE', 0)
+    for module in (conv_input_forms, conv_weight_forms, native_conv):
+        monkeypatch.setattr(module, 'LARGE', 0)
     for module in (conv_forms, conv_input_forms, conv_weight_forms):
         for name, function in list(vars(module).items()):
             if name.endswith(('_forward', '_input', '_weight')):
