@@ -43,11 +43,7 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
     shape = (len(g), *size, kernel.shape[-2] * groups)
     if 0 in (*g.shape, *kernel.shape, *shape):
         return jnp.zeros(shape, g.dtype)
-    if library and (
-        suited(g.shape[-1], shape, groups, kernel.shape[:-2])
-        if groups > 1
-        else native_strided(kernel.shape, geometry, 4 * math.prod(shape))
-    ):
+    if library and natively(g, kernel, geometry, shape):
         return native_input(g, swapped(kernel, groups), geometry, size)
     if strided_depthwise(kernel.shape, geometry):
         return depthwise_input(g, kernel, geometry, size)
@@ -87,10 +83,12 @@ def input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, 
     return woven(found, geometry.strides, size)
 
 
-def native_strided(kernel: tuple[int, ...], geometry: Geometry, num_bytes: int) -> bool:
-    """Whether our loops do the gradient of the input of a dense kernel [*K, C, O] best: they weave no phases."""
-    flat = len(kernel) == 4 and max(geometry.strides) > 1 and math.prod(kernel[:2]) > 1
-    return flat and num_bytes > LARGE and vector_length(kernel[2], 1, lanes()) >= 8
+def natively(g: jax.Array, kernel: jax.Array, geometry: Geometry, x: tuple[int, ...]) -> bool:
+    """Whether our loops are the fastest form for the gradient of x: in groups, or strided, as they weave nothing."""
+    if geometry.groups > 1:
+        return suited(g.shape[-1], x, geometry.groups, kernel.shape[:-2])
+    strided = kernel.ndim == 4 and max(geometry.strides) > 1 and math.prod(kernel.shape[:2]) > 1
+    return strided and 4 * math.prod(x) > LARGE and vector_length(x[-1], 1, lanes()) >= 8
 
 
 def depthwise_input(g: jax.Array, kernel: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A convolution with few channels a group, and the gradient of its input, as loops of our own: see native.py.
+"""A convolution, and the gradient of its input, as loops of our own: see native.py.
 
 Both are y[i] = sum over t of x[j] kernel[t]: the convolution where j = i stride - padding + t dilation, the gradient,
 of which x is the gradient of the output, where i = j stride - padding + t dilation.
@@ -24,9 +24,11 @@ def suited(channels: int, y: tuple[int, ...], groups: int, kernel_size: tuple[in
 
     Not where vectors would be filled by a quarter only, or a row of taps be more code than is worth compiling.
     """
+    inner, length = channels // groups, vector_length(y[-1], groups, native.lanes())
     few = groups > 1 or (channels <= 16 and math.prod(y) > LARGE)
-    filled = vector_length(y[-1], groups, native.lanes()) >= (8 if channels > 8 * groups else 4)
-    return len(kernel_size) == 2 and kernel_size[1] <= 32 and few and filled
+    filled = length >= (8 if inner > 8 else 4)
+    short = len(kernel_size) == 2 and kernel_size[1] * (inner if y[-1] // groups < length else 1) <= 64
+    return few and filled and short
 
 
 def vector_length(num_outputs: int, groups: int, lanes: int) -> int:

@@ -1,4 +1,4 @@
-"""The gradient of a kernel with few channels a group, as loops of our own: see native.py and native_conv.py."""
+"""The gradient of a kernel, as loops of our own: see native.py and native_conv.py."""
 
 import functools
 import itertools
@@ -127,11 +127,21 @@ def _write(problem: Problem, builder: ir.IRBuilder, piece: ir.Value, pointers: l
                 x_row = at(builder, x, [(image, math.prod(problem.x[1:])), (seen, math.prod(problem.x[2:]))])
                 g_row = at(builder, g, [(row, math.prod(problem.g[2:])), (output, 1)])
                 sums_row = at(builder, sums, [(step, taps * size), (tap, row_taps * size)])
-                firsts = range(0, problem.kernel_size[1], problem.num_taps), range(0, problem.inner, problem.num_inputs)
-                for first_tap, first_input in itertools.product(*firsts):
+                for first_tap in range(0, problem.kernel_size[1], problem.num_taps):
                     some = range(first_tap, min(first_tap + problem.num_taps, problem.kernel_size[1]))
-                    inputs = range(first_input, first_input + problem.num_inputs)
-                    _write_row(problem, builder, sums_row, x_row, g_row, output, span, some, inputs)
+                    if problem.outer < problem.length:
+                        for first in range(0, problem.inner, problem.num_inputs):
+                            inputs = range(first, first + problem.num_inputs)
+                            _write_row(problem, builder, sums_row, x_row, g_row, output, span, some, inputs)
+                        continue
+                    with loop(builder, word(0), word(problem.inner // problem.num_inputs)) as (few, _):
+                        first_input = builder.mul(few, word(problem.num_inputs))
+                        x_few, sums_few = (
+                            at(builder, x_row, [(first_input, 1)]),
+                            at(builder, sums_row, [(first_input, size)]),
+                        )
+                        inputs = range(problem.num_inputs)
+                        _write_row(problem, builder, sums_few, x_few, g_row, output, span, some, inputs)
         kernel = at(builder, kernel, [(part, taps * outputs), (first_output, 1)])
         with (
             loop(builder, word(0), word(taps)) as (tap, _),
