@@ -20,7 +20,7 @@ LANES = [lanes for lanes in (8, 16) if lanes <= native.lanes()]
 
 
 def draw(seed):
-    """A random convolution in groups: its geometry, and x, kernel and g in float32."""
+    """A random convolution, most of them in groups: its geometry, and x, kernel and g in float32."""
     rng = np.random.default_rng(seed)
     while True:
         size = rng.integers(1, 24, 2) if rng.random() < 0.8 else np.array([1, rng.integers(100, 400)])
@@ -30,9 +30,11 @@ def draw(seed):
         strides, dilation = rng.choice([1, 1, 2, 3], 2), rng.choice([1, 1, 2, 5], 2)
         padding = rng.integers(-1, 6, (2, 2)) if rng.random() < 0.7 else np.zeros((2, 2), int)
         groups = int(rng.choice([1, 2, 3, 4, 8, 16, 32, 48]))
-        inner, outer = (int(rng.choice([1, 2, 3, 4, 8, 12, 16, 20])) for _ in range(2))
+        inner, outer = (int(rng.choice([1, 2, 3, 4, 8, 12, 16, 20, 32, 48])) for _ in range(2))
         if rng.random() < 0.3:
             inner, outer = 1, 1
+        elif rng.random() < 0.3:
+            groups, inner, outer = 1, int(rng.integers(1, 40)), 64
         padded = size + padding.sum(1)
         if (padded > (kernel_size - 1) * dilation).all() and groups * max(inner, outer) <= 200:
             break
