@@ -5,8 +5,8 @@ bilinear and each the derivative of the others, so that derivatives of any order
 keep the fast forms. The form is chosen where the program is lowered, when platform and shapes are known:
 
     GPU, TPU                                        XLA's own convolution ('plain')
-    CPU, jaxlib with oneDNN, one device             'library': cnn/ops/onednn.py, the kernel's gradient too; of groups
-                                                    and large stems cnn/ops/native.py, loops of our own
+    CPU, jaxlib with oneDNN, one device             'library': cnn/ops/onednn.py, the kernel's gradient too; or,
+                                                    where they are faster, our loops: native_conv.py
     CPU, any other                                  'portable': shifts, matmuls and XLA
     float64 and other types                         as on any other CPU
 

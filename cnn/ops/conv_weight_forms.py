@@ -141,7 +141,7 @@ def strided_depthwise_weight(x: jax.Array, g: jax.Array, geometry: Geometry, ker
 def library_dot_weight(x: jax.Array, g: jax.Array, geometry: Geometry, kernel_size: tuple[int, ...]) -> jax.Array:
     """The gradient of a kernel of size 1 by oneDNN's matmul."""
     x = tap(*padded(x, geometry), g.shape[1:-1], (0,) * len(kernel_size))
-    kernel = onednn.matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), transpose_first=True)
+    kernel = onednn.transposed_matmul(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
     return kernel.reshape(*kernel_size, *kernel.shape)
 
 

@@ -15,7 +15,7 @@ from cnn.ops import native
 from cnn.ops.geometry import Geometry
 from cnn.ops.native import at, load, loop, multiply_add, shuffled, store, word, zeros
 
-LARGE = 2**21  # elements; with fewer, dense convolutions gain less than a millisecond
+LARGE_STEM = 2**21  # outputs; with fewer, dense convolutions gain less than a millisecond
 Uses = tuple[tuple[int, int, int], ...]  # column of x, column of y, tap
 
 
@@ -25,7 +25,7 @@ def suited(channels: int, y: tuple[int, ...], groups: int, kernel_size: tuple[in
     Not where vectors would be filled by a quarter only, or a row of taps be more code than is worth compiling.
     """
     inner, length = channels // groups, vector_length(y[-1], groups, native.lanes())
-    few = groups > 1 or (channels <= 16 and math.prod(y) > LARGE)
+    few = groups > 1 or (channels <= 16 and math.prod(y) > LARGE_STEM)
     filled = length >= (8 if inner > 8 else 4)
     short = len(kernel_size) == 2 and kernel_size[1] * (inner if y[-1] // groups < length else 1) <= 64
     return few and filled and short

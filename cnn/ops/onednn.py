@@ -97,12 +97,12 @@ def convolution(
     return _call('convolution', {'onednn_conv_config': message}, result, x, kernel)
 
 
-def matmul(a: jax.Array, b: jax.Array, *, transpose_first: bool = False) -> jax.Array:
-    """The product of a [M, K], with `transpose_first` [K, M], and b [K, N], in float32: [M, N]. None may be empty."""
+def transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product of a [K, M], transposed, and b [K, N], in float32: [M, N]. None may be empty."""
     assert a.dtype == jnp.float32
     assert min(*a.shape, *b.shape) > 0
-    result = jax.ShapeDtypeStruct((a.shape[transpose_first], b.shape[1]), a.dtype)
-    return _call('matmul', {'onednn_matmul_config': {'transpose_a': transpose_first}}, result, a, b)
+    result = jax.ShapeDtypeStruct((a.shape[1], b.shape[1]), a.dtype)
+    return _call('matmul', {'onednn_matmul_config': {'transpose_a': True}}, result, a, b)
 
 
 def _call(name: str, message: dict[str, Any], result: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
